@@ -1,0 +1,96 @@
+"""Where a run's files are, and which notebook makes each."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+CLONE = Path(__file__).resolve().parent.parent  # where the package is installed in place, as the Makefile does
+
+
+class MissingArtifact(FileNotFoundError):
+    """A file that an earlier notebook makes; the message says which."""
+
+
+def results_root() -> Path:
+    """`$OMNIDIFF_RESULTS`, or `results/` of the clone, or of the working directory."""
+    if os.environ.get("OMNIDIFF_RESULTS"):
+        return Path(os.environ["OMNIDIFF_RESULTS"])
+    return (CLONE if (CLONE / "notebooks").is_dir() else Path.cwd()) / "results"
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """The layout of `results/<preset>/`. Folders are made when they are asked for."""
+
+    preset: str
+    root: Path
+
+    @classmethod
+    def of(cls, preset: str, root: str | Path | None = None) -> Artifacts:
+        return cls(preset, Path(root) if root else results_root())
+
+    @property
+    def dir(self) -> Path:
+        return self._made(self.root / self.preset)
+
+    @property
+    def work(self) -> Path:
+        """Intermediate files: training parts, stage checkpoints, caches. Not committed."""
+        return self._made(self.dir / "work")
+
+    @property
+    def cache(self) -> Path:
+        return self._made(self.work / "cache")
+
+    @property
+    def tokenizers(self) -> Path:
+        return self.work / "tokenizers"
+
+    @property
+    def judges(self) -> Path:
+        return self.work / "judges"
+
+    def stage(self, number: int) -> Path:
+        return self.work / f"stage{number}"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The finished system, as `OmniDiffusion.save_pretrained` writes it."""
+        return self.dir / "checkpoint"
+
+    @property
+    def metrics(self) -> Path:
+        return self._made(self.dir / "metrics")
+
+    @property
+    def tables(self) -> Path:
+        return self._made(self.dir / "tables")
+
+    @property
+    def figures(self) -> Path:
+        return self._made(self.dir / "figures")
+
+    @property
+    def samples(self) -> Path:
+        return self._made(self.dir / "samples")
+
+    @property
+    def notebooks(self) -> Path:
+        """Executed notebooks."""
+        return self._made(self.dir / "notebooks")
+
+    def require(self, path: Path, made_by: str) -> Path:
+        """`path`, if it is there. Raises `MissingArtifact` naming the notebook that makes it."""
+        if path.exists():
+            return path
+        short = path.relative_to(self.root.parent) if path.is_relative_to(self.root.parent) else path
+        raise MissingArtifact(f"{short} is missing: run notebook {made_by} first "
+                              f"(omnidiff reproduce --preset {self.preset} --only {made_by[:2]}), or all: make reproduce"
+                              f"{'' if self.preset == 'smoke' else f' PRESET={self.preset}'}")
+
+    @staticmethod
+    def _made(path: Path) -> Path:
+        path.mkdir(parents=True, exist_ok=True)
+        return path

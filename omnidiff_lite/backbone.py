@@ -1,0 +1,279 @@
+"""The denoiser: a bidirectional Qwen2-style transformer with a speech adapter (section 3.2 of the paper).
+
+It is transformers' own Qwen2 with `is_causal=False`, under the parameter names of the released checkpoint. There is
+no time-step embedding: how noisy a sequence is can be read off its mask tokens. `is_causal=True` makes the same
+class the autoregressive twin.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, Qwen2Config
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Model, Qwen2PreTrainedModel
+from transformers.utils import ModelOutput
+
+from omnidiff_lite.config import ConfigError, DenoiserSize
+from omnidiff_lite.vocabulary import Vocabulary
+from omnidiff_lite.weights import CheckpointError, write_json
+
+PADDING = -1  # segment id of positions that nobody sees
+RELEASED_TYPES = ("Dream", "qwen2")  # model types whose further keys belong to other software
+
+# Keys that transformers writes into any config.json beside the declared fields.
+_LIBRARY_KEYS = frozenset((
+    "rope_theta", "rope_scaling", "torch_dtype", "name_or_path", "_name_or_path", "_commit_hash",
+    "attn_implementation", "_attn_implementation", "experts_implementation", "output_attentions", "num_labels"))
+
+
+class DenoiserConfig(Qwen2Config):
+    """Qwen2's fields plus what a masked diffusion over speech needs; the defaults are the released 7B.
+
+    Also reads the released config.json (`model_type` "Dream", `rope_theta`, `torch_dtype`). In a config of the kit's
+    own an unknown key is a `ConfigError`: transformers itself keeps unknown keys silently.
+    """
+
+    model_type = "omni_diffusion"
+
+    vocab_size: int = 176264
+    hidden_size: int = 3584
+    intermediate_size: int = 18944
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 28
+    num_key_value_heads: int | None = 4
+    head_dim: int | None = None  # None: hidden_size / num_attention_heads
+    max_position_embeddings: int = 131072
+    default_theta = 1e6
+    use_cache: bool = False
+    is_causal: bool = False
+    speech_dim: int = 512  # width of the speech encoder's frames
+    pad_token_id: int | None = 151643
+    mask_token_id: int = 151666
+    begin_of_audio_token_id: int = 151684
+    context_of_audio_token_id: int = 151686
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        model_type = kwargs.pop("model_type", self.model_type)
+        if model_type not in (self.model_type, *RELEASED_TYPES):
+            raise ConfigError(f"model_type {model_type!r} is no denoiser; "
+                              f"expected {', '.join((self.model_type, *RELEASED_TYPES))}")
+        unknown = [key for key in kwargs if key not in _LIBRARY_KEYS]
+        if model_type == self.model_type and unknown:
+            close = difflib.get_close_matches(unknown[0], list(self.__dataclass_fields__), n=1)
+            raise ConfigError(f"unknown key {unknown[0]!r} in the denoiser's configuration"
+                              + (f"; did you mean {close[0]!r}?" if close else ""))
+        self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
+        super().__post_init__(**{key: value for key, value in kwargs.items() if key in _LIBRARY_KEYS})
+
+    @classmethod
+    def from_size(cls, size: DenoiserSize, vocabulary: Vocabulary, speech_dim: int = 512,
+                  **fields: Any) -> DenoiserConfig:
+        """The configuration of one preset: its size, its id space and its speech encoder's width."""
+        return cls(vocab_size=vocabulary.size, hidden_size=size.hidden_size, intermediate_size=size.intermediate_size,
+                   num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=size.kv_heads,
+                   rope_theta=size.rope_theta, max_position_embeddings=size.max_positions, speech_dim=speech_dim,
+                   **_special_ids(vocabulary), **fields)
+
+    def released_dict(self) -> dict[str, Any]:
+        """The same configuration under the released field names."""
+        names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                 "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "hidden_act",
+                 "tie_word_embeddings", "attention_dropout", "initializer_range", "is_causal", "speech_dim",
+                 "pad_token_id", "mask_token_id", "begin_of_audio_token_id", "context_of_audio_token_id")
+        return {"architectures": ["DreamModel"], "model_type": "Dream", **{name: getattr(self, name) for name in names},
+                "rope_theta": self.rope_parameters["rope_theta"], "rope_scaling": None,
+                "bos_token_id": self.pad_token_id, "eos_token_id": self.pad_token_id,
+                "torch_dtype": str(self.dtype or torch.float32).removeprefix("torch.")}
+
+
+def _special_ids(vocabulary: Vocabulary) -> dict[str, int]:
+    return {"pad_token_id": vocabulary.pad, "mask_token_id": vocabulary.mask,
+            "begin_of_audio_token_id": vocabulary.begin_of_audio,
+            "context_of_audio_token_id": vocabulary.context_of_audio}
+
+
+class SpeechAdapter(nn.Module):
+    """Speech frames [.., speech_dim] -> embeddings [.., hidden_size] (resampler_projector.py:12-23)."""
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        self.pre_proj_layernorm = nn.LayerNorm(config.speech_dim)
+        self.mlp = nn.Sequential(nn.Linear(config.speech_dim, config.hidden_size, bias=False), nn.GELU(),
+                                 nn.Linear(config.hidden_size, config.hidden_size, bias=False))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.mlp(self.pre_proj_layernorm(frames.to(self.mlp[0].weight.dtype)))
+
+
+class DenoiserTrunk(Qwen2Model):
+    """Qwen2 with the speech adapter beside it, as the released checkpoint names it."""
+
+    config_class = DenoiserConfig
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__(config)
+        self.audio_projection = SpeechAdapter(config)
+        for layer in self.layers:
+            layer.self_attn.is_causal = config.is_causal
+        self.post_init()
+
+
+@dataclass
+class DenoiserOutput(ModelOutput):
+    """`logits` [B,L,V] (or [M,V] at chosen positions, or None), `hidden` [B,L,H] after the final norm."""
+
+    logits: Tensor | None = None
+    hidden: Tensor | None = None
+    past_key_values: Cache | None = None
+
+
+class Denoiser(Qwen2PreTrainedModel):
+    """p(x0 | xt) at every position. Logits are *unshifted*: those at i predict token i+1, as released."""
+
+    config_class = DenoiserConfig
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    # The released file also holds the frozen speech encoder; `tokenizers.speech_encoder` loads that part.
+    _keys_to_ignore_on_load_unexpected = [r"^model\.audio_model\."]
+    _supports_flash_attn = False  # neither takes the boolean block masks
+    _supports_flex_attn = False
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__(config)
+        self.model = DenoiserTrunk(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def project_speech(self, frames: Tensor) -> Tensor:
+        """Speech encoder frames [.., speech_dim] -> embeddings [.., hidden_size]."""
+        return self.model.audio_projection(frames)
+
+    def embed(self, input_ids: Tensor, speech_frames: Tensor | None = None) -> Tensor:
+        """Ids [B,L] -> embeddings [B,L,H]; at `context_of_audio` ids the projected `speech_frames` [B,L,dim] instead.
+
+        Frames elsewhere are not read. Gradients reach the adapter through the frames' positions only.
+        """
+        embeddings = self.model.embed_tokens(input_ids)
+        if speech_frames is None:
+            return embeddings
+        here = input_ids == self.config.context_of_audio_token_id
+        projected = self.project_speech(speech_frames[here])
+        return embeddings.masked_scatter(here[..., None], projected.to(embeddings.dtype))
+
+    def forward(self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None,
+                segment_ids: Tensor | None = None, position_ids: Tensor | None = None,
+                attention_mask: Tensor | None = None, speech_frames: Tensor | None = None,
+                past_key_values: Cache | None = None, logits_positions: Tensor | None = None,
+                hidden_only: bool = False) -> DenoiserOutput:
+        """One pass over `input_ids` [B,L] or `inputs_embeds` [B,L,H].
+
+        `segment_ids` [B,L]: a token sees exactly its own segment; -1 is padding, seen by nobody (a pad sees itself,
+        so that no row of the softmax is empty). None: everything is one segment, and no mask is built.
+        `attention_mask` bool [B,1,L,L], True = may see, overrides the segments; the released training mask, in which
+        the tail pads are visible, can only be had this way. `position_ids` [B,L] place tokens and do nothing else.
+        `logits_positions` bool [B,L]: logits [M,V] there only, in row-major order, as only masked positions are
+        ever scored. `hidden_only`: no logits. With `past_key_values` (causal only) the masks span the cached keys.
+        Raises `ValueError` when not exactly one of ids and embeddings is given.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed(input_ids, speech_frames)
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if attention_mask is None:
+            attention_mask = self._mask(segment_ids, inputs_embeds, past)
+        if attention_mask is not None and self.config._attn_implementation == "eager":
+            attention_mask = additive(attention_mask, inputs_embeds.dtype)
+        output = self.model(inputs_embeds=inputs_embeds, position_ids=position_ids, past_key_values=past_key_values,
+                            attention_mask={"full_attention": attention_mask}, use_cache=past_key_values is not None)
+        hidden = output.last_hidden_state
+        scored = hidden if logits_positions is None else hidden[logits_positions]
+        return DenoiserOutput(logits=None if hidden_only else self.lm_head(scored), hidden=hidden,
+                              past_key_values=output.past_key_values)
+
+    def _mask(self, segment_ids: Tensor | None, inputs_embeds: Tensor, past: int) -> Tensor | None:
+        """Who sees whom, bool [B,1,L,past+L]; None where attention's own fast path does the same."""
+        length = inputs_embeds.shape[1]
+        eager = self.config._attn_implementation == "eager"
+        mask = segment_mask(segment_ids, length) if segment_ids is not None else None
+        if self.config.is_causal and length > 1 and (mask is not None or past or eager):
+            causal = torch.ones(length, past + length, dtype=torch.bool, device=inputs_embeds.device).tril(past)
+            mask = causal[None, None] if mask is None else mask & causal
+        return mask
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, *args: Any, dtype: torch.dtype | str = torch.float32,
+                        **kwargs: Any) -> Denoiser:
+        """Load the kit's own layout or the released one; single file or shards with an index.
+
+        `dtype`: float32 unless asked otherwise ("auto" = as stored). `device_map` and other arguments go to
+        transformers. A missing, unexpected or misshapen tensor is a `CheckpointError` that names it: nothing is ever
+        left at its random initial value. The released speech encoder's tensors are skipped, by declaration.
+        """
+        model, info = cls._load(directory, *args, dtype=dtype, **kwargs)
+        _refuse(directory, missing=info["missing_keys"], unexpected=info["unexpected_keys"],
+                misshapen=[name for name, *_ in info["mismatched_keys"]])
+        return model
+
+    @classmethod
+    def from_language_model(cls, directory: str | Path, vocabulary: Vocabulary, speech_dim: int = 512,
+                            **kwargs: Any) -> Denoiser:
+        """Start of training at full size: a text-only Dream or Qwen2 checkpoint, grown to the whole id space.
+
+        The rows of the new ids and the speech adapter are drawn afresh (section 3.2); everything else is loaded.
+        """
+        model, info = cls._load(directory, dtype=kwargs.pop("dtype", torch.float32), speech_dim=speech_dim, **kwargs)
+        _refuse(directory, missing=[n for n in info["missing_keys"] if "audio_projection" not in n],
+                unexpected=info["unexpected_keys"], misshapen=[name for name, *_ in info["mismatched_keys"]])
+        model.resize_token_embeddings(vocabulary.size, mean_resizing=False)
+        for name, token in _special_ids(vocabulary).items():
+            setattr(model.config, name, token)
+        return model
+
+    @classmethod
+    def _load(cls, directory: str | Path, *args: Any, **kwargs: Any) -> tuple[Denoiser, dict[str, Any]]:
+        try:
+            return super().from_pretrained(str(directory), *args, output_loading_info=True,
+                                           ignore_mismatched_sizes=True, **kwargs)
+        except (ConfigError, CheckpointError):
+            raise
+        except Exception as error:  # transformers raises OSError, safetensors and torch their own
+            reason = str(error).strip().splitlines()[0]
+            raise CheckpointError(f"{directory}: cannot be loaded as a denoiser ({reason}); "
+                                  "expected config.json and model*.safetensors") from error
+
+    def save_pretrained(self, directory: str | Path, layout: str = "kit", **kwargs: Any) -> None:
+        """Write config.json and safetensors. `layout` "kit" or "released": the weights are named alike in both.
+
+        "released" writes the released config.json; its speech encoder is added by whoever holds one.
+        """
+        if layout not in ("kit", "released"):
+            raise ConfigError(f"layout {layout!r} is none of 'kit', 'released'")
+        super().save_pretrained(str(directory), **kwargs)
+        if layout == "released":
+            write_json(Path(directory) / "config.json", self.config.released_dict())
+
+
+def segment_mask(segment_ids: Tensor, length: int) -> Tensor:
+    """Segments [B,K] -> who sees whom, bool [B,1,length,K]; the queries are the last `length` of the K keys."""
+    queries = segment_ids[:, -length:]
+    same = (queries[:, :, None] == segment_ids[:, None, :]) & (queries != PADDING)[:, :, None]
+    itself = torch.eye(segment_ids.shape[1], dtype=torch.bool, device=segment_ids.device)[-length:]
+    return (same | itself)[:, None]
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A boolean mask as numbers to add to attention scores: 0 where seen, the lowest number elsewhere."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
+def _refuse(where: str | Path, **problems: list[str]) -> None:
+    found = [f"{kind} {len(names)}: {', '.join(sorted(names)[:8])}{' …' if len(names) > 8 else ''}"
+             for kind, names in problems.items() if names]
+    if found:
+        raise CheckpointError(f"{where} does not fit the denoiser: {'; '.join(found)}")

@@ -1,0 +1,188 @@
+"""`omnidiff` (or `python -m omnidiff_lite`): one command per thing that a user does."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, Callable
+
+Command = Callable[[argparse.Namespace], None]
+COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None], str, str]] = {}
+
+
+def command(name: str, summary: str, example: str) -> Callable[[Command], Command]:
+    """Register the decorated function; its `arguments` attribute is set by `arguments` below."""
+    def register(function: Command) -> Command:
+        COMMANDS[name] = (function, getattr(function, "arguments", lambda parser: None), summary, example)
+        return function
+    return register
+
+
+def arguments(declare: Callable[[argparse.ArgumentParser], None]) -> Callable[[Command], Command]:
+    def attach(function: Command) -> Command:
+        function.arguments = declare  # type: ignore[attr-defined]
+        return function
+    return attach
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; a known kind of error is one line on stderr and exit status 1."""
+    parser = argparse.ArgumentParser(prog="omnidiff", description="Omni-Diffusion, reproduced: any-to-any masked "
+                                     "discrete diffusion over text, speech and image tokens.")
+    parsers = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, (function, declare, summary, example) in COMMANDS.items():
+        sub = parsers.add_parser(name, help=summary, description=summary, epilog=f"example: {example}",
+                                 formatter_class=argparse.RawDescriptionHelpFormatter)
+        declare(sub)
+        sub.set_defaults(function=function)
+    options = parser.parse_args(argv)
+    try:
+        options.function(options)
+    except KeyboardInterrupt:
+        print("stopped; the same command resumes", file=sys.stderr)
+        return 130
+    except _known_errors() as error:
+        print(f"omnidiff {options.command}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _known_errors() -> tuple[type[Exception], ...]:
+    from omnidiff_lite.reproduce import RoadError
+
+    return (ValueError, FileNotFoundError, RoadError)  # every error class of the kit is one of these
+
+
+def _preset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", default="smoke", help="smoke, cpu, gpu, full, or a .yaml file (default smoke)")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
+                        help="change one configuration key, e.g. training.gamma=0.3; repeatable")
+
+
+def _load(options: argparse.Namespace) -> Any:
+    from omnidiff_lite.config import load_preset
+    from omnidiff_lite.notebook import parse_overrides
+
+    return load_preset(options.preset, parse_overrides(" ".join(options.overrides)))
+
+
+# --- reproduce ------------------------------------------------------------------------------------------------------
+
+def _reproduce_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", default="smoke", help="smoke, cpu, gpu, or a .yaml file (default smoke)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", metavar="NN", help="only notebooks whose names begin so")
+    parser.add_argument("--force", action="store_true", help="run them even if they are up to date")
+    parser.add_argument("--publish", action="store_true", help="copy the executed notebooks into notebooks/")
+
+
+@command("reproduce", "Run every notebook in order through papermill; skip what is up to date.",
+         "omnidiff reproduce --preset smoke --only 07 --force")
+@arguments(_reproduce_arguments)
+def _reproduce(options: argparse.Namespace) -> None:
+    from omnidiff_lite.reproduce import reproduce
+
+    reproduce(options.preset, options.seed, options.only, options.force, options.publish)
+
+
+# --- generate -------------------------------------------------------------------------------------------------------
+
+def _generate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text", help="a text input")
+    parser.add_argument("--speech", type=Path, help="a recording: WAV, FLAC, OGG, MP3; 0.1 to 30 s")
+    parser.add_argument("--image", type=Path, help="a picture of any size and mode")
+    parser.add_argument("--to", default="text", help="text, speech, image, or several: text,speech (default text)")
+    parser.add_argument("--task", help="name the task instead of inferring it from inputs and outputs")
+    parser.add_argument("--checkpoint", type=Path, help="a system's directory (default: the newest under results/)")
+    parser.add_argument("--steps", type=int, help="decoding steps (default: the task's own)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("answer"), help="folder to write into (default answer/)")
+
+
+@command("generate", "Answer any set of text, speech and image in any set of text, speech and image.",
+         "omnidiff generate --image photo.jpg --speech question.flac --to text,speech --out answer/")
+@arguments(_generate_arguments)
+def _generate(options: argparse.Namespace) -> None:
+    from omnidiff_lite.media import Image, Speech, Text
+    from omnidiff_lite.pipeline import OmniDiffusion, default_checkpoint
+
+    given = [(Text, options.text), (Speech, options.speech), (Image, options.image)]
+    inputs = [kind(value) for kind, value in given if value is not None]
+    if not inputs:
+        raise ValueError("no input: give --text, --speech or --image")
+    for part in inputs[bool(options.text is not None):]:
+        part.load()  # a bad file is told before the model is loaded
+    model = OmniDiffusion.from_pretrained(options.checkpoint or default_checkpoint())
+    decoding = {"steps": options.steps} if options.steps else None
+    answer = model.generate(inputs, to=options.to.split(","), task=options.task, decoding=decoding, seed=options.seed)
+    for line in answer.save(options.out):
+        print(line)
+    print(model.world_note)
+
+
+# --- the parts of a run ---------------------------------------------------------------------------------------------
+
+def _data_arguments(parser: argparse.ArgumentParser) -> None:
+    _preset(parser)
+    parser.add_argument("--task", required=True, help="text_qa, captioning, vqa, t2i, asr, tts, sqa, svqa or s2i")
+    parser.add_argument("--split", default="train", help="train, validation or test")
+    parser.add_argument("--n", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the jsonl file and its PNG and WAV files")
+
+
+@command("data", "Write samples of the embedded world as files in the released jsonl format.",
+         "omnidiff data --task svqa --n 20 --out my_samples/")
+@arguments(_data_arguments)
+def _data(options: argparse.Namespace) -> None:
+    from omnidiff_lite.data.jsonl import write_samples
+    from omnidiff_lite.world.dataset import samples
+
+    drawn = samples(options.task, options.split, options.n, options.seed, _load(options).world)
+    print(write_samples(drawn, options.out))
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    _preset(parser)
+    parser.add_argument("--stage", type=int, required=True, choices=(1, 2, 3))
+    parser.add_argument("--seed", type=int, default=0)
+
+
+@command("train", "Train one of the three stages; resumes from its newest good checkpoint.",
+         "omnidiff train --preset smoke --stage 1 --set training.gamma=0.3")
+@arguments(_train_arguments)
+def _train(options: argparse.Namespace) -> None:
+    from omnidiff_lite.artifacts import Artifacts
+    from omnidiff_lite.tokenizers import Tokenizers
+    from omnidiff_lite.training.stages import run_stage
+
+    preset = _load(options)
+    artifacts = Artifacts.of(preset.name)
+    tokenizers = Tokenizers.from_pretrained(artifacts.require(artifacts.tokenizers, "02_training_the_tokenizers"))
+    before = ("", "03_stage1_vision_language", "04_stage2_speech_vision_language")[options.stage - 1]
+    init = artifacts.require(artifacts.stage(options.stage - 1) / "denoiser", before) if options.stage > 1 else None
+    _, history = run_stage(preset, options.stage, tokenizers, init, artifacts.stage(options.stage), artifacts.cache,
+                           options.seed)
+    print(f"stage {options.stage}: last loss {history['loss'].iloc[-1]:.3f}; {artifacts.stage(options.stage)}")
+
+
+def _table_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("table", choices=sorted(TABLES), help="which table of the paper")
+    parser.add_argument("--preset", default="smoke")
+
+
+TABLES = {"1": "table1_speech", "2": "table2_vision", "3": "table3_sampling"}
+
+
+@command("table", "Print a table from the records of a run.", "omnidiff table 1 --preset smoke")
+@arguments(_table_arguments)
+def _table(options: argparse.Namespace) -> None:
+    from omnidiff_lite.artifacts import Artifacts
+    from omnidiff_lite.evaluation.tables import table_markdown
+
+    name = TABLES[options.table]
+    artifacts = Artifacts.of(options.preset)
+    notebook = {"1": "07_table1_speech", "2": "08_table2_vision", "3": "09_table3_sampling"}[options.table]
+    artifacts.require(artifacts.metrics / f"{name}.json", notebook)
+    print(table_markdown(name, artifacts.metrics))

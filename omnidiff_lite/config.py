@@ -1,0 +1,357 @@
+"""Presets: one tree of frozen dataclasses whose defaults are the released full-size system.
+
+`load_preset("smoke")` reads `presets/smoke.yaml`, which names only what differs from full size.
+Strict: an unknown key or a value of the wrong type is a `ConfigError` that names it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+PRESETS = Path(__file__).parent / "presets"
+
+Task = Literal["text_qa", "captioning", "vqa", "t2i", "asr", "tts", "sqa", "svqa", "s2i"]
+
+
+class ConfigError(ValueError):
+    """A preset, an override or a parameter that does not fit; the message names it and the mend."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long one part trains, and how fast."""
+
+    steps: int = 1000
+    batch: int = 16
+    learning_rate: float = 1e-3
+    warmup: float = 0.03  # share of the steps
+    weight_decay: float = 0.0
+    items: int = 1000  # training items drawn from the world
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """The embedded world (DESIGN of the kit, section 4)."""
+
+    image_size: int = 256  # pixels of a drawn picture, square
+    max_objects: int = 4
+    grid: int = 4  # objects sit near the centres of a grid x grid lattice
+    jitter: float = 0.1  # displacement from the lattice point, in cells
+    train_voices: int = 24
+    max_seconds: float = 6.0  # longest utterance kept
+
+
+@dataclass(frozen=True)
+class TextTokenizerConfig:
+    """Byte-level BPE, trained on the world's text; at full size read from a released directory."""
+
+    size: int = 151643  # ids below the special tokens
+
+
+@dataclass(frozen=True)
+class ImageTokenizerConfig:
+    """MAGVIT-v2 with lookup-free quantization (showlab/magvitv2)."""
+
+    patch_size: int = 1  # pixels folded into channels before conv_in; 1 = released
+    channels: int = 128
+    encoder_multipliers: tuple[int, ...] = (1, 2, 2, 4, 4)
+    decoder_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    encoder_blocks: tuple[int, ...] = (4, 3, 4, 3, 4)
+    decoder_blocks: tuple[int, ...] = (4, 4, 3, 4, 3)
+    code_bits: int = 13
+    norm_groups: int = 32
+    understanding_size: int = 512  # pixels of a picture in a user turn
+    generation_size: int = 256  # pixels of a picture in an assistant turn
+
+    @property
+    def codes(self) -> int:
+        return 2**self.code_bits
+
+    @property
+    def factor(self) -> int:
+        """Pixels per token along one side."""
+        return self.patch_size * 2 ** (len(self.encoder_multipliers) - 1)
+
+
+@dataclass(frozen=True)
+class SpeechEncoderConfig:
+    """SenseVoiceSmall: 80-bin fbank, 7 frames stacked with stride 6, SAN-M encoder, CTC head."""
+
+    mels: int = 80
+    stack: int = 7
+    stride: int = 6
+    dim: int = 512
+    heads: int = 4
+    ffn: int = 2048
+    blocks: int = 50
+    tp_blocks: int = 20
+    kernel: int = 11
+    dropout: float = 0.1
+    ctc_vocabulary: int = 25055
+    ctc_steps: int = 1  # CTC steps per frame; letters need 2 or more, they come faster than 60 ms frames
+    max_seconds: float = 30.0
+
+    @property
+    def input_size(self) -> int:
+        return self.mels * self.stack
+
+
+@dataclass(frozen=True)
+class SpeechTokenizerConfig:
+    """GLM-4-Voice tokenizer: block-causal Whisper encoder, pooled to 12.5 Hz, vector-quantized."""
+
+    mels: int = 128
+    dim: int = 1280
+    heads: int = 20
+    ffn: int = 5120
+    layers: int = 16
+    positions: int = 1500
+    block: int = 200  # 50 Hz frames that see each other
+    pooling: int = 4
+    codes: int = 16384
+    ctc_vocabulary: int = 0  # symbols of the head that trains the tokens to say what is said; 0 = no head (released)
+    ctc_steps: int = 4  # CTC steps per token of that head
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """GLM-4-Voice flow decoder: tokens to mel by flow matching."""
+
+    dim: int = 512
+    heads: int = 8
+    ffn: int = 2048
+    blocks: int = 6
+    block: int = 10  # tokens that see each other
+    mels: int = 80
+    speaker_dim: int = 192
+    channels: tuple[int, ...] = (256, 256)
+    unet_heads: int = 8
+    unet_head_dim: int = 64
+    unet_blocks: int = 4
+    unet_mid_blocks: int = 12
+    steps: int = 10  # Euler steps
+    guidance: float = 0.7
+
+
+@dataclass(frozen=True)
+class VocoderConfig:
+    """HiFT (released), or Griffin-Lim, which needs no training and is named as such."""
+
+    kind: Literal["hift", "griffin-lim"] = "hift"
+    base_channels: int = 512
+    upsample_rates: tuple[int, ...] = (8, 8)
+    upsample_kernels: tuple[int, ...] = (16, 16)
+    resblock_kernels: tuple[int, ...] = (3, 7, 11)
+    source_kernels: tuple[int, ...] = (7, 11)
+    f0_channels: int = 512
+    harmonics: int = 8
+    n_fft: int = 16
+    hop: int = 4
+    iterations: int = 60  # Griffin-Lim only
+
+
+@dataclass(frozen=True)
+class SpeechDecoderConfig:
+    """Speech tokens at 12.5 Hz to a 22.05 kHz wave."""
+
+    codes: int = 16384
+    rate: int = 22050
+    flow: FlowConfig = FlowConfig()
+    vocoder: VocoderConfig = VocoderConfig()
+
+
+@dataclass(frozen=True)
+class DenoiserSize:
+    """The bidirectional Qwen2-style backbone (config_dream_resume.json)."""
+
+    hidden_size: int = 3584
+    intermediate_size: int = 18944
+    layers: int = 28
+    heads: int = 28
+    kv_heads: int = 4
+    rope_theta: float = 1e6
+    max_positions: int = 131072
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One of the three stages of section 3.3."""
+
+    steps: int = 1000
+    rows: int = 128  # packed rows a step
+    learning_rate: float = 1e-4
+    warmup: float = 0.03
+    mix: dict[str, float] = field(default_factory=dict)  # task -> share of the samples
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Corruption, optimizer and packing (section 3.3 and appendix A of the paper)."""
+
+    length: int = 3072  # tokens of a packed row
+    gamma: float = 0.6  # tail-pad masking ratio factor
+    max_tail_pads: int = 16
+    time: Literal["sequence", "token"] = "sequence"  # paper | released code
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    precision: Literal["bf16", "fp32"] = "bf16"
+    compile: bool = False
+    checkpoint_every: int = 600
+    samples: dict[str, int] = field(default_factory=dict)  # task -> training samples
+    stage1: StageConfig = StageConfig()
+    stage2: StageConfig = StageConfig()
+    stage3: StageConfig = StageConfig(learning_rate=1e-5)
+
+
+@dataclass(frozen=True)
+class PartBudgets:
+    """Budgets of everything that trains before stage 1."""
+
+    image_tokenizer: Budget = Budget()
+    speech_encoder: Budget = Budget()
+    speech_tokenizer: Budget = Budget()
+    speech_decoder: Budget = Budget()
+    recognition_judge: Budget = Budget()
+    alignment_judge: Budget = Budget()
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """Learned judges: trained small ones, or a directory or hub id of Whisper and CLIP."""
+
+    recognition: str = "openai/whisper-large-v3"  # "trained" = a CTC recogniser on the world
+    clip_t: str = "openai/clip-vit-base-patch32"  # "trained" = a CLIP-like model on the world
+    clip_i: str = "openai/clip-vit-large-patch14"
+    recogniser: SpeechEncoderConfig = SpeechEncoderConfig(
+        dim=128, ffn=256, blocks=4, tp_blocks=2, ctc_vocabulary=32)
+    clip_dim: int = 128
+    clip_layers: int = 3
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How many items each table uses."""
+
+    items: int = 200
+    bootstrap: int = 1000
+    batch: int = 16
+    steps: tuple[int, ...] = (256, 50, 10)  # table 3, image rows
+    ratios: tuple[float, ...] = (0.5, 0.25, 0.125)  # table 3, speech rows, of the length L
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Everything that one run of the kit depends on, but its seed."""
+
+    name: str
+    world: WorldConfig = WorldConfig()
+    text_tokenizer: TextTokenizerConfig = TextTokenizerConfig()
+    image_tokenizer: ImageTokenizerConfig = ImageTokenizerConfig()
+    speech_encoder: SpeechEncoderConfig = SpeechEncoderConfig()
+    speech_tokenizer: SpeechTokenizerConfig = SpeechTokenizerConfig()
+    speech_decoder: SpeechDecoderConfig = SpeechDecoderConfig()
+    denoiser: DenoiserSize = DenoiserSize()
+    parts: PartBudgets = PartBudgets()
+    training: TrainingConfig = TrainingConfig()
+    judges: JudgeConfig = JudgeConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    decoding: dict[str, dict[str, Any]] = field(default_factory=dict)  # task -> DecodingConfig fields
+
+
+def preset_names() -> list[str]:
+    """Names of the shipped presets, sorted."""
+    return sorted(p.stem for p in PRESETS.glob("*.yaml"))
+
+
+def load_preset(name: str | Path, overrides: dict[str, Any] | None = None) -> Preset:
+    """A shipped preset by name, or a YAML file by path, with dotted overrides on top.
+
+    `load_preset("smoke", {"training.stage1.steps": 3})`. Raises `ConfigError`.
+    """
+    path = PRESETS / f"{name}.yaml"
+    if not path.exists():
+        path = Path(name)
+    if path.suffix not in (".yaml", ".yml") or not path.exists():
+        raise ConfigError(f"no preset {str(name)!r}: choose one of {', '.join(preset_names())}, or give a .yaml file")
+    tree = yaml.safe_load(path.read_text()) or {}
+    tree.setdefault("name", path.stem)
+    for key, value in (overrides or {}).items():
+        *parents, leaf = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{key}: {parent} is a value, not a section")
+        node[leaf] = value
+    return from_dict(Preset, tree)
+
+
+def from_dict(cls: type, tree: Any, where: str = "") -> Any:
+    """Build the dataclass `cls` from nested plain values; strict in names and types."""
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{where or cls.__name__}: expected a section, got {tree!r}")
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}
+    for key in tree:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+            raise ConfigError(f"unknown key {_join(where, key)!r}{hint}")
+    return cls(**{key: _convert(hints[key], value, _join(where, key)) for key, value in tree.items()})
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain nested values, fit for JSON and YAML."""
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _join(where: str, key: Any) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, where)
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{where}: {value!r} is none of {', '.join(map(repr, args))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where}: expected a list, got {value!r}")
+        return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: expected a mapping, got {value!r}")
+        return {_convert(args[0], k, where): _convert(args[1], v, _join(where, k)) for k, v in value.items()}
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _convert(next(a for a in args if a is not type(None)), value, where)
+    return _scalar(hint, value, where)
+
+
+def _scalar(hint: Any, value: Any, where: str) -> Any:
+    if hint is Any:
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        extra = " (write it as 1.0e-3: YAML reads 1e-3 as text)" if hint is float else ""
+        raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}{extra}")
+    return value

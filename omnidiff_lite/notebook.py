@@ -1,0 +1,117 @@
+"""What every notebook begins and ends with: checked parameters, seed, artifacts, provenance footer.
+
+    run = begin(globals())          # right after the `parameters` cell
+    ...
+    run.finish(records)             # writes the metrics and prints the footer
+"""
+
+from __future__ import annotations
+
+import difflib
+import time
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from omnidiff_lite.artifacts import Artifacts
+from omnidiff_lite.config import Preset, load_preset, to_dict
+from omnidiff_lite.provenance import footer, provenance
+from omnidiff_lite.weights import write_json
+
+_SHELL = {"In", "Out", "get_ipython", "exit", "quit", "open"}
+
+
+class ParameterError(ValueError):
+    """A misspelt or ill-typed notebook parameter; the message names it and those that exist."""
+
+
+def check_parameters(declared: dict[str, Any], given: dict[str, Any]) -> None:
+    """Every given name is declared, every value has its declared type (an int may stand for a float).
+
+    Papermill itself checks neither: it injects whatever it is handed. Raises `ParameterError`.
+    """
+    for name, value in given.items():
+        if name not in declared:
+            close = difflib.get_close_matches(name, declared, n=1)
+            raise ParameterError(f"unknown parameter {name!r}" + (f": did you mean {close[0]!r}?" if close else "")
+                                 + f" (this notebook has {', '.join(declared)})")
+        kind = declared[name]
+        accepted = (int, float) if kind is float else kind
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+            raise ParameterError(f"parameter {name} is {value!r}, a {type(value).__name__}: give a {kind.__name__}")
+
+
+def parse_overrides(text: str) -> dict[str, Any]:
+    """"training.gamma=0.3 training.time=token" as a dictionary. Raises `ParameterError`."""
+    import yaml
+
+    pairs = {}
+    for item in text.split():
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise ParameterError(f"override {item!r}: write key=value, as in training.gamma=0.3")
+        pairs[key] = yaml.safe_load(value)
+    return pairs
+
+
+@dataclass
+class Run:
+    """One execution of a notebook."""
+
+    preset: Preset
+    seed: int
+    artifacts: Artifacts
+    started: float = field(default_factory=time.time)
+
+    def provenance(self, **extra: Any) -> dict[str, Any]:
+        return provenance(self.preset, self.seed, self.started, **extra)
+
+    def finish(self, *tables: list[Any]) -> None:
+        """Write the records with their provenance, one metrics file per table, and print the footer."""
+        from omnidiff_lite.evaluation.records import write_records
+
+        record = self.provenance()
+        for records in tables:
+            write_records(records, self.artifacts.metrics, record)
+        print(footer(record))
+
+
+def begin(namespace: dict[str, Any]) -> Run:
+    """Check the parameters in `namespace` (the notebook's globals), load the preset, seed, set the plot style.
+
+    The notebook's declared parameters are the annotated names of its parameters cell; anything else that is already
+    defined was injected. Raises `ParameterError` or `ConfigError`.
+    """
+    declared = {name: _plain_type(hint) for name, hint in namespace.get("__annotations__", {}).items()}
+    given = {name: value for name, value in namespace.items()
+             if not name.startswith("_") and name not in _SHELL
+             and not isinstance(value, (types.ModuleType, types.FunctionType, type))}
+    check_parameters(declared, given)
+    preset = load_preset(given.get("preset", "smoke"), parse_overrides(given.get("overrides", "")))
+    run = Run(preset, given.get("seed", 0), Artifacts.of(preset.name))
+    write_json(run.artifacts.dir / "config.json", to_dict(preset))
+    _prepare(run.seed)
+    return run
+
+
+def _plain_type(hint: Any) -> type:
+    if isinstance(hint, str):
+        hint = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}.get(hint, object)
+    return typing.get_origin(hint) or hint
+
+
+def _prepare(seed: int) -> None:
+    import matplotlib.pyplot as plt
+    import numpy as np
+    import torch
+    import transformers
+
+    from omnidiff_lite.plots import STYLE
+
+    transformers.logging.set_verbosity_error()
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    plt.rcParams.update(STYLE)
+
+

@@ -1,0 +1,90 @@
+"""How a number came about: configuration, seed, code, libraries, hardware, time. Kept tiny on purpose."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from omnidiff_lite.config import Preset, to_dict
+
+LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "jiwer", "papermill", "espeakng-loader")
+
+
+def provenance(preset: Preset, seed: int, started: float, **extra: Any) -> dict[str, Any]:
+    """The record that travels with every number. `started`: `time.time()` when the run began."""
+    return {"preset": preset.name, "config": config_hash(preset), "seed": seed, "code": code_version(),
+            "source": source_hash(), "libraries": library_versions(), "hardware": hardware(),
+            "seconds": round(time.time() - started, 1), "date": time.strftime("%Y-%m-%d", time.gmtime()), **extra}
+
+
+def config_hash(preset: Preset) -> str:
+    """Hash of every value of the preset."""
+    return hashlib.sha256(json.dumps(to_dict(preset), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def source_hash(package: Path = Path(__file__).parent) -> str:
+    """Hash of the package's own source: which code ran, whatever git says."""
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*")):
+        if path.suffix in (".py", ".yaml", ".json") and "__pycache__" not in path.parts:
+            digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def code_version() -> str:
+    """Commit of the clone, with `+changes` where tracked files differ; `unknown` outside a clone."""
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True,
+                              check=True).stdout.strip()
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
+        return git("rev-parse", "--short=10", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def library_versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+@cache
+def hardware() -> str:
+    """The GPU's name where one is used, else the CPU's, with cores and memory."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{_cpu_name()}, {cores} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB"
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def footer(record: dict[str, Any]) -> str:
+    """The last lines of a notebook."""
+    libraries = ", ".join(f"{k} {v}" for k, v in record["libraries"].items())
+    return (f"preset {record['preset']} ({record['config']}), seed {record['seed']}, code {record['code']} "
+            f"(source {record['source']})\n{libraries}\n{record['hardware']}; {record['seconds']:.0f} s; {record['date']}")

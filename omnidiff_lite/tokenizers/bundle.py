@@ -1,0 +1,66 @@
+"""The five tokenizers of one system, side by side in one directory."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from omnidiff_lite.tokenizers.image import ImageTokenizer
+from omnidiff_lite.tokenizers.speech_decoder import SpeechDecoder
+from omnidiff_lite.tokenizers.speech_encoder import SpeechEncoder
+from omnidiff_lite.tokenizers.speech_tokenizer import SpeechTokenizer
+from omnidiff_lite.tokenizers.text import load_text_tokenizer
+from omnidiff_lite.vocabulary import Vocabulary
+
+PARTS = {"image": ("image_tokenizer", ImageTokenizer), "speech_encoder": ("speech_encoder", SpeechEncoder),
+         "speech_tokenizer": ("speech_tokenizer", SpeechTokenizer), "speech_decoder": ("speech_decoder", SpeechDecoder)}
+
+
+@dataclass
+class Tokenizers:
+    """The parts and the id space that they share. All modules are in eval mode."""
+
+    text: PreTrainedTokenizerBase
+    vocabulary: Vocabulary
+    image: ImageTokenizer
+    speech_encoder: SpeechEncoder
+    speech_tokenizer: SpeechTokenizer
+    speech_decoder: SpeechDecoder
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, folders: dict[str, Path] | None = None) -> Tokenizers:
+        """Read `text_tokenizer/`, `image_tokenizer/`, `speech_encoder/`, ... under `directory`.
+
+        `folders` names other places of single parts, by folder name (a released system's parts lie apart). Raises
+        `CheckpointError` or `VocabularyError` naming what does not fit.
+        """
+        place = {name: Path(directory) / name for name in ("text_tokenizer", *(folder for folder, _ in PARTS.values()))}
+        place |= folders or {}
+        parts = {name: kind.from_pretrained(place[folder]).eval() for name, (folder, kind) in PARTS.items()}
+        codes = parts["speech_tokenizer"].config.codes, parts["image"].config.codes
+        text, vocabulary = load_text_tokenizer(place["text_tokenizer"], *codes)
+        return cls(text, vocabulary, **parts)
+
+    def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write each part into its folder; `dtype` (bfloat16, say) halves the files."""
+        directory = Path(directory)
+        self.text.save_pretrained(directory / "text_tokenizer")
+        for name, (folder, _) in PARTS.items():
+            getattr(self, name).save_pretrained(directory / folder, dtype=dtype)
+
+    def to(self, device: str | torch.device) -> Tokenizers:
+        for name in PARTS:
+            getattr(self, name).to(device)
+        return self
+
+    def fingerprint(self) -> str:
+        """Hash of all that decides what ids media become: weights, buffers and the text vocabulary."""
+        digest = hashlib.sha256(self.text.backend_tokenizer.to_str().encode())
+        for name in ("image", "speech_encoder", "speech_tokenizer"):
+            for key, tensor in sorted(getattr(self, name).state_dict().items()):
+                digest.update(key.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]

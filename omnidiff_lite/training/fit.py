@@ -1,0 +1,48 @@
+"""The loop that trains a tokenizer or a judge: AdamW, warm-up and cosine, clipping, bfloat16 autocast."""
+
+from __future__ import annotations
+
+import time
+from typing import Callable
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import get_cosine_schedule_with_warmup
+
+from omnidiff_lite.config import Budget
+
+Loss = Callable[[int], tuple[Tensor, dict[str, float]]]
+
+
+def fit(module: nn.Module, loss: Loss, budget: Budget, *, name: str, seed: int = 0, precision: str = "no",
+        clip: float = 1.0, progress: bool = True) -> pd.DataFrame:
+    """Train `module` in place for `budget.steps` steps; leaves it in eval mode.
+
+    `loss(step)` builds the batch of that step (from the step alone, so that a run is repeatable) and returns the loss
+    and figures to log. Returns one row a step: step, loss, seconds, learning_rate and those figures.
+    `precision`: "no" (float32) or "bf16" (autocast inside `loss` through `module`'s own forward).
+    """
+    torch.manual_seed(seed)
+    accelerator = Accelerator(mixed_precision=precision)
+    optimizer = torch.optim.AdamW((p for p in module.parameters() if p.requires_grad), lr=budget.learning_rate,
+                                  betas=(0.9, 0.95), eps=1e-8, weight_decay=budget.weight_decay)
+    schedule = get_cosine_schedule_with_warmup(optimizer, max(1, int(budget.warmup * budget.steps)), budget.steps)
+    module.to(accelerator.device).train()
+    rows, start = [], time.perf_counter()
+    bar = tqdm(range(budget.steps), desc=name, disable=not progress, mininterval=5.0)
+    for step in bar:
+        with accelerator.autocast():
+            value, figures = loss(step)
+        value.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), clip)
+        rows.append({"step": step, "loss": value.item(), "seconds": time.perf_counter() - start,
+                     "learning_rate": schedule.get_last_lr()[0], **figures})
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        bar.set_postfix(loss=f"{rows[-1]['loss']:.3f}", refresh=False)
+    module.eval()
+    return pd.DataFrame(rows)

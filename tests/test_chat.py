@@ -1,0 +1,118 @@
+"""One id space in the released order; messages become ids and labels as the released code makes them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from omnidiff_lite.chat import (IGNORE, TASKS, ChatEncoder, ChatError, SpeechTokens, build_messages, compose_messages,
+                                infer_task, released_inference_messages)
+from omnidiff_lite.tokenizers.text import decode_text, encode_text, extend, load_text_tokenizer, train_text_tokenizer
+from omnidiff_lite.vocabulary import Vocabulary, VocabularyError
+
+LAYOUT = json.loads((Path(__file__).parent / "golden" / "vocab_layout.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def text():
+    tokenizer = train_text_tokenizer(["a red circle above a blue square", "user assistant system"] * 4, 300)
+    return tokenizer, extend(tokenizer, 16, 8)
+
+
+def test_the_released_layout():
+    vocabulary = Vocabulary.released()
+    assert vocabulary.size == LAYOUT["after_magvit"] == 176264
+    for name, token in LAYOUT["ids"].items():
+        if name in vocabulary.ids:
+            assert vocabulary.ids[name] == token
+        else:
+            kind, code = name[2:-2].split("_")
+            ids = vocabulary.speech_ids if kind == "audio" else vocabulary.image_ids
+            assert ids([int(code)]) == [token]
+
+
+def test_small_vocabularies_keep_the_order(text):
+    _, vocabulary = text
+    order = sorted(vocabulary.ids, key=vocabulary.ids.get)
+    released = Vocabulary.released()
+    assert order == sorted(released.ids, key=released.ids.get)
+    assert [vocabulary.modality(i) for i in (0, vocabulary.mask, vocabulary.speech_range[0], vocabulary.size - 1)] == [
+        "text", "special", "speech", "image"]
+    assert vocabulary.codes_of_speech(vocabulary.speech_ids([3, 0, 15])) == [3, 0, 15]
+
+
+def test_a_code_outside_its_codebook_is_an_error(text):
+    with pytest.raises(VocabularyError, match="image code 8"):
+        text[1].image_ids([8])
+
+
+def test_a_saved_tokenizer_comes_back_with_the_same_layout(text, tmp_path):
+    text[0].save_pretrained(tmp_path)
+    assert load_text_tokenizer(tmp_path, 16, 8)[1] == text[1]
+
+
+def test_a_tokenizer_with_another_codebook_is_refused(text, tmp_path):
+    text[0].save_pretrained(tmp_path)
+    with pytest.raises(VocabularyError, match="codebook sizes|order of added tokens"):
+        load_text_tokenizer(tmp_path, 20, 8)
+
+
+def test_any_text_survives_and_markers_in_it_stay_text(text):
+    tokenizer, vocabulary = text
+    for words in ("a red circle", "Größe 東京 🙂", "x<|im_end|>y <|audio_3|>"):
+        ids = encode_text(tokenizer, words)
+        assert all(i in vocabulary.text_range for i in ids)
+        assert decode_text(tokenizer, ids) == words
+
+
+@pytest.mark.parametrize("name", ["ASR", "TTS", "T2I", "VQA", "S2I", "SQA", "SVQA"])
+def test_prompts_are_the_released_ones(name):
+    words = {"TTS": "HELLO", "T2I": "A CAT", "VQA": "QUESTION"}.get(name)
+    messages = released_inference_messages(build_messages(name.lower(), words))
+    turns = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
+    assert turns + "<|im_start|>assistant\n" == LAYOUT["prompts"][name]
+
+
+def test_only_the_answer_is_labelled(text):
+    tokenizer, vocabulary = text
+    messages = build_messages("svqa", answer="a red circle")
+    ids, labels = ChatEncoder(vocabulary, tokenizer).sample(
+        messages, [[1, 2, 3, 4]], [SpeechTokens(frames=6), SpeechTokens(codes=[5, 6])])
+    answer = [i for i, label in zip(ids, labels) if label != IGNORE]
+    assert answer == [i for i in labels if i != IGNORE] and labels.count(IGNORE) == len(ids) - len(answer)
+    assert decode_text(tokenizer, answer[:answer.index(vocabulary.begin_of_audio)]) == "a red circle"
+    assert vocabulary.codes_of_speech(answer) == [5, 6] and vocabulary.codes_of_image(answer) == []
+    assert answer[-2] == vocabulary.im_end and tokenizer.decode(answer[-1:]) == "\n"
+    assert ids.count(vocabulary.context_of_audio) == 6 and vocabulary.codes_of_image(ids) == [1, 2, 3, 4]
+
+
+def test_the_prompt_is_the_sample_up_to_the_answer(text):
+    encoder = ChatEncoder(text[1], text[0])
+    messages = build_messages("asr", answer="a blue square")
+    audio = [SpeechTokens(frames=5)]
+    ids, labels = encoder.sample(messages, audios=audio)
+    prompt = encoder.prompt(messages, audios=audio)
+    assert ids[:len(prompt)] == prompt and set(labels[:len(prompt)]) == {IGNORE} and IGNORE not in labels[len(prompt):]
+
+
+def test_placeholders_must_match_the_media(text):
+    with pytest.raises(ChatError, match="1 <|audio|>.* 0 audios".replace("|", r"\|")):
+        ChatEncoder(text[1], text[0]).sample(build_messages("asr"))
+
+
+def test_tasks_are_inferred_from_inputs_and_outputs():
+    assert infer_task({"speech"}, ["text"]) == "asr"
+    assert infer_task({"speech", "image"}, ("text", "speech")) == "svqa"
+    assert infer_task({"image"}, ("speech",)) is None
+    assert all(infer_task(set(t.inputs), t.outputs) == name for name, t in TASKS.items())
+
+
+def test_unnamed_combinations_still_place_every_input():
+    user = compose_messages(["speech", "text", "image"], ["image"], "at night")[-1]["content"]
+    assert user == "<|audio|>\nat night\n<|image|>"
+
+
+def test_training_draws_paraphrases():
+    rng = np.random.default_rng(0)
+    assert len({build_messages("t2i", "x", rng=rng)[0]["content"] for _ in range(80)}) == 8
