@@ -172,17 +172,14 @@ def _table_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="smoke")
 
 
-TABLES = {"1": "table1_speech", "2": "table2_vision", "3": "table3_sampling"}
+TABLES = {"1": "07_table1_speech", "2": "08_table2_vision", "3": "09_table3_sampling"}
 
 
 @command("table", "Print a table from the records of a run.", "omnidiff table 1 --preset smoke")
 @arguments(_table_arguments)
 def _table(options: argparse.Namespace) -> None:
     from omnidiff_lite.artifacts import Artifacts
-    from omnidiff_lite.evaluation.tables import table_markdown
 
-    name = TABLES[options.table]
+    notebook = TABLES[options.table]
     artifacts = Artifacts.of(options.preset)
-    notebook = {"1": "07_table1_speech", "2": "08_table2_vision", "3": "09_table3_sampling"}[options.table]
-    artifacts.require(artifacts.metrics / f"{name}.json", notebook)
-    print(table_markdown(name, artifacts.metrics))
+    print(artifacts.require(artifacts.tables / f"{notebook[3:]}.md", notebook).read_text(), end="")

@@ -2,7 +2,7 @@
 
     run = begin(globals())          # right after the `parameters` cell
     ...
-    run.finish(records)             # writes the metrics and prints the footer
+    run.finish(records, "table1_speech")    # writes the metrics and prints the footer
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from omnidiff_lite.artifacts import Artifacts
 from omnidiff_lite.config import Preset, load_preset, to_dict
+from omnidiff_lite.evaluation.records import Record, with_provenance, write_records
 from omnidiff_lite.provenance import footer, provenance
 from omnidiff_lite.weights import write_json
 
@@ -67,13 +68,12 @@ class Run:
     def provenance(self, **extra: Any) -> dict[str, Any]:
         return provenance(self.preset, self.seed, self.started, **extra)
 
-    def finish(self, *tables: list[Any]) -> None:
-        """Write the records with their provenance, one metrics file per table, and print the footer."""
-        from omnidiff_lite.evaluation.records import write_records
-
+    def finish(self, records: list[Record] | None = None, name: str = "") -> None:
+        """Write the records with their provenance to `metrics/<name>.json`, and print the footer."""
         record = self.provenance()
-        for records in tables:
-            write_records(records, self.artifacts.metrics, record)
+        if records:
+            path = write_records(self.artifacts.metrics / f"{name}.json", with_provenance(records, record))
+            print(f"{len(records)} records: {path.relative_to(self.artifacts.root)}")
         print(footer(record))
 
 

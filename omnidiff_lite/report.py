@@ -48,12 +48,10 @@ def _road(artifacts: Artifacts) -> str:
 
 
 def _tables(artifacts: Artifacts) -> str:
-    parts = []
-    for path in sorted(artifacts.tables.glob("*.csv")):
-        caption = path.with_suffix(".caption.txt")
-        parts.append(f"<h3>{path.stem}</h3>" + pd.read_csv(path, dtype=str).fillna("").to_html(index=False)
-                     + (f"<p>{html.escape(caption.read_text())}</p>" if caption.exists() else ""))
-    return "\n".join(parts)
+    import mistune
+
+    page = mistune.create_markdown(plugins=["table"])
+    return "\n".join(f"<h3>{path.stem}</h3>{page(path.read_text())}" for path in sorted(artifacts.tables.glob("*.md")))
 
 
 def _gallery(folder: Path) -> str:

@@ -1,0 +1,149 @@
+"""The road runs notebooks in order, skips what is up to date, stops clearly, and resumes where it stopped."""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from omnidiff_lite import reproduce as road
+from omnidiff_lite.artifacts import CLONE, Artifacts, MissingArtifact
+from omnidiff_lite.notebook import ParameterError, begin, check_parameters, parse_overrides
+from omnidiff_lite.provenance import provenance
+from omnidiff_lite.config import load_preset
+
+PARAMETERS = 'preset: str = "smoke"  # which sizes\nseed: int = 0  # of everything random\noverrides: str = ""'
+BEGIN = "from omnidiff_lite.artifacts import Artifacts\nartifacts = Artifacts.of(preset)"
+
+
+def write_notebook(path: Path, *cells: str) -> None:
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in (PARAMETERS, *cells)])
+    notebook.cells[0].metadata["tags"] = ["parameters"]
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, path)
+
+
+@pytest.fixture
+def two_notebooks(tmp_path, monkeypatch):
+    """A road of two: the first writes a number, the second reads it."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    write_notebook(folder / "01_make.ipynb", BEGIN, "(artifacts.work / 'number.txt').write_text(str(seed))")
+    write_notebook(folder / "02_use.ipynb", BEGIN,
+                   "(artifacts.work / 'm.txt').write_text((artifacts.work / 'number.txt').read_text())")
+    monkeypatch.setattr(road, "ROAD", (road.Step("01_make", makes=("work/number.txt",)),
+                                       road.Step("02_use", ("work/number.txt",), ("work/m.txt",))))
+    return lambda **kwargs: road.reproduce("smoke", root=tmp_path / "results", folder=folder, **kwargs), folder, tmp_path
+
+
+def test_a_run_then_nothing_to_do_then_only_what_changed(two_notebooks, capsys):
+    run, folder, tmp_path = two_notebooks
+    rows = run()
+    assert [r["notebook"] for r in rows] == ["01_make", "02_use"] and all(r["peak_gib"] > 0 for r in rows)
+    assert (tmp_path / "results/smoke/report.html").exists()
+    capsys.readouterr()
+    run()
+    assert capsys.readouterr().out.count("up to date") == 2
+
+    run(seed=3)  # a parameter changed: both run, the second because its input changed
+    out = capsys.readouterr().out
+    assert "up to date" not in out and (tmp_path / "results/smoke/work/m.txt").read_text() == "3"
+
+    run(seed=3, only=["02"], force=True)
+    assert capsys.readouterr().out.count("02_use: forced") == 1
+
+    (tmp_path / "results/smoke/work/number.txt").write_text("8")  # tampered with
+    run(seed=3, only=["01"])
+    assert "changed by something else" in capsys.readouterr().out
+
+
+def test_a_failed_notebook_stops_the_road_and_the_next_call_resumes_there(two_notebooks, capsys):
+    run, folder, tmp_path = two_notebooks
+    write_notebook(folder / "02_use.ipynb", BEGIN, "1 / 0")
+    with pytest.raises(road.RoadError, match=r"02_use failed in cell \d+: ZeroDivisionError") as error:
+        run()
+    partial = re.search(r"partial notebook: (\S+)", str(error.value))[1]
+    assert Path(partial).exists()
+    write_notebook(folder / "02_use.ipynb", BEGIN, "(artifacts.work / 'm.txt').write_text('0')")
+    capsys.readouterr()
+    run()
+    out = capsys.readouterr().out
+    assert "01_make: up to date" in out and "02_use: not run yet" in out
+
+
+def test_a_missing_input_names_the_notebook_that_makes_it(two_notebooks):
+    run, *_ = two_notebooks
+    with pytest.raises(MissingArtifact, match="run notebook 01_make first.*make reproduce"):
+        run(only=["02"])
+
+
+def test_only_what_a_notebook_imports_counts_as_its_code():
+    used = {p.relative_to(road.PACKAGE).as_posix() for p in road.code_used("from omnidiff_lite import Denoiser")}
+    assert {"backbone.py", "vocabulary.py", "config.py"} <= used and "reproduce.py" not in used
+
+
+def test_an_unknown_notebook_is_named():
+    with pytest.raises(road.RoadError, match="no notebook begins with '77'"):
+        road.chosen(["77"])
+
+
+@pytest.mark.parametrize("given, words", [
+    ({"sed": 1}, "unknown parameter 'sed': did you mean 'seed'"), ({"seed": "one"}, "seed is 'one'.*give a int"),
+    ({"seed": True}, "give a int"), ({"guidance": "3"}, "give a float")])
+def test_wrong_parameters_are_named(given, words):
+    with pytest.raises(ParameterError, match=words):
+        check_parameters({"seed": int, "guidance": float}, given)
+
+
+def test_begin_finds_a_misspelt_injected_parameter(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMNIDIFF_RESULTS", str(tmp_path))
+    cell = {"__annotations__": {"preset": str, "seed": int, "overrides": str}, "preset": "smoke", "seed": 1, "overrides": ""}
+    assert begin(dict(cell)).seed == 1
+    with pytest.raises(ParameterError, match="stepz"):
+        begin({**cell, "stepz": 3})
+    assert begin({**cell, "overrides": "training.gamma=0.3"}).preset.training.gamma == 0.3
+    with pytest.raises(ParameterError, match="write key=value"):
+        parse_overrides("training.gamma")
+
+
+def test_a_dying_kernel_is_no_success(two_notebooks):
+    run, folder, _ = two_notebooks
+    write_notebook(folder / "01_make.ipynb", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(road.RoadError, match="the kernel stopped"):
+        run(only=["01"])
+
+
+def test_conda_takes_its_pins_from_the_same_file():
+    pip = next(d["pip"] for d in yaml.safe_load((CLONE / "environment.yml").read_text())["dependencies"] if isinstance(d, dict))
+    assert pip[0] == "-r requirements.txt"
+    pins = [line for line in (CLONE / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[\w.]+", pin) for pin in pins)
+
+
+def test_the_environment_is_the_pinned_one_or_within_the_ranges():
+    """Every requirement has a pin, and the pin lies in the range that pyproject.toml allows."""
+    import tomllib
+
+    from packaging.requirements import Requirement
+
+    pins = dict(line.split("==") for line in (CLONE / "requirements.txt").read_text().splitlines() if "==" in line)
+    project = tomllib.loads((CLONE / "pyproject.toml").read_text())["project"]
+    for text in project["dependencies"] + sum(project["optional-dependencies"].values(), []):
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(pins[requirement.name]), text
+
+
+def test_provenance_says_how_a_number_came_about():
+    record = provenance(load_preset("smoke"), 3, time.time())
+    assert record["seed"] == 3 and record["libraries"]["torch"] != "absent" and record["hardware"]
+    assert json.loads(json.dumps(record)) == record
+    other = provenance(load_preset("smoke", {"training.gamma": 0.5}), 3, time.time())
+    assert other["config"] != record["config"]
+
+
+def test_artifacts_know_where_things_are(tmp_path):
+    artifacts = Artifacts.of("smoke", tmp_path)
+    assert artifacts.metrics.is_dir() and artifacts.checkpoint == tmp_path / "smoke" / "checkpoint"
