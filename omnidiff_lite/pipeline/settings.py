@@ -1,0 +1,146 @@
+"""What a system knows beside its weights: picture sizes, answer lengths, decoding; and the canvas of a request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from omnidiff_lite.chat import IGNORE, ChatEncoder, build_messages
+from omnidiff_lite.diffusion.canvas import Canvas, Span, answer_canvas
+from omnidiff_lite.diffusion.guidance import unconditional_prompt
+from omnidiff_lite.diffusion.settings import DecodingConfig
+from omnidiff_lite.tokenizers.text import encode_text
+
+if TYPE_CHECKING:
+    from omnidiff_lite.data.encode import EncodedSample
+    from omnidiff_lite.pipeline.requests import Request
+    from omnidiff_lite.tokenizers import Tokenizers
+
+FRAME_SECONDS = 0.06  # of one frame of user speech
+SHORTEST = 4  # masks
+WORLD_NOTE = ("This model was trained on the kit's small drawn world (coloured shapes, synthetic voices): expect sense "
+              "there, and only form on pictures and recordings from outside it.")
+
+
+@dataclass(frozen=True)
+class AnswerLengths:
+    """Adaptive token length (section 3.4): how many masks an answer starts from. The defaults are the paper's.
+
+    Synthesis: `speech_per_text` x text tokens + `speech_extra`; recognition: `text_per_speech` x frames + `text_extra`.
+    """
+
+    text: int = 64  # masks of a text answer
+    spoken: int = 128  # masks of an answer in text and speech
+    spoken_text: int = 32  # of these, the most that its text takes
+    speech_per_text: float = 3.5
+    speech_extra: int = 0
+    text_per_speech: float = 0.2
+    text_extra: int = 0
+
+    @classmethod
+    def fit(cls, datasets: Mapping[str, Sequence[EncodedSample]], chat: ChatEncoder,
+            quantile: float = 0.98) -> AnswerLengths:
+        """Lengths that hold `quantile` of the training answers, closing tokens included; lines where they adapt."""
+        found: dict[str, float] = {}
+        texts = [_answer(s) for task in ("text_qa", "captioning", "vqa") for s in datasets.get(task, ())]
+        spoken = [_answer(s) for task in ("sqa", "svqa") for s in datasets.get(task, ())]
+        if texts:
+            found["text"] = round(float(np.quantile([len(a) for a in texts], quantile)))
+        if spoken:
+            found["spoken"] = round(float(np.quantile([len(a) for a in spoken], quantile)))
+            leads = [list(a).index(chat.vocabulary.begin_of_audio) + 1 for a in spoken]
+            found["spoken_text"] = round(float(np.quantile(leads, quantile)))
+        if datasets.get("tts"):
+            around = len(chat.prompt(build_messages("tts", "")))
+            asked = [int((s.labels == IGNORE).sum()) - around for s in datasets["tts"]]
+            found["speech_per_text"], found["speech_extra"] = _line(asked, datasets["tts"], quantile)
+        if datasets.get("asr"):
+            asked = [len(s.frames) for s in datasets["asr"]]
+            found["text_per_speech"], found["text_extra"] = _line(asked, datasets["asr"], quantile)
+        return cls(**found)
+
+
+def _answer(sample: EncodedSample) -> np.ndarray:
+    return sample.labels[sample.labels != IGNORE]
+
+
+def _line(asked: list[int], samples: Sequence[EncodedSample], quantile: float) -> tuple[float, int]:
+    """Slope of answer length over input length, and the offset that leaves 1 - `quantile` of the answers above."""
+    given = np.array([len(_answer(s)) for s in samples], float)
+    slope = float(np.polyfit(asked, given, 1)[0]) if len(set(asked)) > 1 else 0.0
+    return round(slope, 4), int(np.ceil(np.quantile(given - slope * np.array(asked), quantile)))
+
+
+@dataclass(frozen=True)
+class SystemSettings:
+    """`system.json` of a checkpoint. The defaults are the released system's."""
+
+    preset: str = "full"
+    understanding_size: int = 512
+    generation_size: int = 256
+    lengths: AnswerLengths = AnswerLengths()
+    decoding: dict[str, dict[str, Any]] = field(default_factory=dict)  # task -> fields that differ from the paper's
+    note: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def answer_canvas_of(settings: SystemSettings, tokenizers: Tokenizers, request: Request,
+                     outputs: Sequence[str]) -> Canvas:
+    """The masked answer of a request: room by adaptive length, markers and allowed ids by modality."""
+    if tuple(outputs) == ("text", "speech"):
+        return spoken_canvas(tokenizers, settings.lengths)
+    return answer_canvas(tokenizers.vocabulary, outputs, answer_room(settings, tokenizers, request),
+                         newline=newline_id(tokenizers))
+
+
+def answer_room(settings: SystemSettings, tokenizers: Tokenizers, request: Request) -> dict[str, int]:
+    """Masks per modality."""
+    lengths = settings.lengths
+    side = settings.generation_size // tokenizers.image.config.factor
+    room = {"text": lengths.text, "speech": lengths.spoken - lengths.spoken_text, "image": side * side}
+    if request.task == "asr":
+        frames = sum(w.seconds for w in request.speech) / FRAME_SECONDS
+        room["text"] = max(SHORTEST, round(lengths.text_per_speech * frames) + lengths.text_extra)
+    if request.task == "tts":
+        tokens = len(encode_text(tokenizers.text, request.text))
+        room["speech"] = max(SHORTEST, round(lengths.speech_per_text * tokens) + lengths.speech_extra)
+    return room
+
+
+def spoken_canvas(tokenizers: Tokenizers, lengths: AnswerLengths) -> Canvas:
+    """Text, then the same in speech: the model itself places begin_of_audio, within the first `spoken_text` masks.
+
+    After them come speech codes only, at least one, so that every answer can be heard.
+    """
+    v, lead, n = tokenizers.vocabulary, lengths.spoken_text, lengths.spoken
+    line = newline_id(tokenizers)
+    ends = tuple(range(i, i + 1) for i in (v.end_of_audio, v.im_end, v.pad, line))
+    spans = (Span("lead", 0, lead), Span("sound", lead, lead + 1), Span("speech", lead + 1, n))
+    marks = (range(v.begin_of_audio, v.begin_of_audio + 1),)
+    return Canvas(torch.full((n,), v.mask), spans, {"lead": (v.text_range, v.speech_range, *marks),
+                                                    "sound": (v.speech_range,), "speech": (v.speech_range, *ends)})
+
+
+def newline_id(tokenizers: Tokenizers) -> int:
+    return encode_text(tokenizers.text, "\n")[0]
+
+
+def decoding_config(settings: SystemSettings, task: str | None, outputs: Sequence[str],
+                    overrides: Mapping[str, Any] | None, seed: int, chat: ChatEncoder) -> DecodingConfig:
+    """The paper's settings of the task, then this system's, then the caller's. A misspelt field is a `ConfigError`."""
+    named = task or nearest_task(outputs)
+    config = DecodingConfig.paper(named, chat.vocabulary).replace(**settings.decoding.get(named, {}))
+    config = config.replace(seed=seed, **dict(overrides or {}))
+    if config.guidance_scale not in (0.0, 1.0) and config.guidance_prompt_ids is None:
+        config = config.replace(guidance_prompt_ids=unconditional_prompt(named, chat))
+    return config
+
+
+def nearest_task(outputs: Sequence[str]) -> str:
+    """The task whose decoding an unnamed combination borrows."""
+    return "t2i" if "image" in outputs else "svqa" if len(outputs) > 1 else "tts" if "speech" in outputs else "vqa"
+

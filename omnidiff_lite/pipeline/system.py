@@ -1,0 +1,213 @@
+"""`OmniDiffusion`: any set of text, speech and image in, any set of them out, in one call (section 3 of the paper).
+
+    model = OmniDiffusion.from_pretrained("results/smoke/checkpoint")
+    model.generate([Speech("question.wav"), Image("scene.png")], to=("text", "speech"), seed=0)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+
+from omnidiff_lite.pipeline.answers import Answer, read_answer
+from omnidiff_lite.artifacts import results_root
+from omnidiff_lite.backbone import Denoiser
+from omnidiff_lite.chat import ChatEncoder, SpeechTokens
+from omnidiff_lite.config import Preset, from_dict, to_dict
+from omnidiff_lite.diffusion.canvas import Canvas, inpainting_canvas
+from omnidiff_lite.diffusion.decoding import DecodeResult, decode
+from omnidiff_lite.diffusion.settings import DecodingConfig
+from omnidiff_lite.media import Image, Part, as_part, load_image
+from omnidiff_lite.pipeline.requests import MODALITIES, Request, RequestError, read_request
+from omnidiff_lite.pipeline.settings import WORLD_NOTE, SystemSettings, answer_canvas_of, decoding_config, newline_id
+from omnidiff_lite.tokenizers import Tokenizers
+from omnidiff_lite.tokenizers.image import prepare
+from omnidiff_lite.weights import CheckpointError, write_json
+
+SYSTEM = "system.json"
+
+
+class OmniDiffusion:
+    """A denoiser, the tokenizers round it, and the settings that belong to both."""
+
+    def __init__(self, denoiser: Denoiser, tokenizers: Tokenizers, settings: SystemSettings) -> None:
+        if denoiser.config.vocab_size != tokenizers.vocabulary.size:
+            raise CheckpointError(f"the denoiser has {denoiser.config.vocab_size} ids, the tokenizers "
+                                  f"{tokenizers.vocabulary.size}: they are of different systems")
+        self.denoiser, self.tokenizers, self.settings = denoiser.eval(), tokenizers, settings
+        self.chat = ChatEncoder(tokenizers.vocabulary, tokenizers.text)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, device: str | torch.device | None = None,
+                        dtype: torch.dtype = torch.float32) -> OmniDiffusion:
+        """A directory that `save_pretrained` wrote. `device`: a GPU where there is one, unless named.
+
+        Raises `CheckpointError` naming what is missing or does not fit.
+        """
+        directory = Path(directory)
+        if not (directory / SYSTEM).exists():
+            raise CheckpointError(f"{directory}: no {SYSTEM} there, so it is no system of the kit; "
+                                  "make one with: make reproduce")
+        settings = from_dict(SystemSettings, json.loads((directory / SYSTEM).read_text()))
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        denoiser = Denoiser.from_pretrained(directory / "denoiser", dtype=dtype).to(device)
+        return cls(denoiser, Tokenizers.from_pretrained(directory).to(device), settings)
+
+    def save_pretrained(self, directory: str | Path, dtype: torch.dtype = torch.bfloat16) -> Path:
+        """All parts side by side, weights in `dtype`; the settings last, so that a half-written system is not taken."""
+        directory = Path(directory)
+        (directory / SYSTEM).unlink(missing_ok=True)
+        self.tokenizers.save_pretrained(directory, dtype)
+        kept = {n: t.to(dtype) if t.is_floating_point() else t for n, t in self.denoiser.state_dict().items()}
+        self.denoiser.save_pretrained(directory / "denoiser", state_dict=kept)
+        write_json(directory / SYSTEM, to_dict(self.settings))
+        return directory
+
+    @property
+    def device(self) -> torch.device:
+        return self.denoiser.device
+
+    @property
+    def world_note(self) -> str:
+        """What this system knows, for someone who brings a picture of their own."""
+        return self.settings.note
+
+    # --- any to any ---------------------------------------------------------------------------------------------------
+
+    def generate(self, inputs: Any, to: str | Sequence[str] = "text", task: str | None = None,
+                 decoding: Mapping[str, Any] | None = None, seed: int = 0) -> Answer:
+        """Answer one request.
+
+        `inputs`: a part or a list of parts (`Text`, `Image`, `Speech`, or plain strings, PIL images, waveforms).
+        `to`: one or several of "text", "speech", "image". `task` is inferred from both unless named. `decoding`: fields
+        of `DecodingConfig` that differ from the task's own, e.g. {"steps": 10}. Raises `RequestError`, `MediaError`.
+        """
+        parts = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+        return self.generate_many([parts], to, task, decoding, seed)[0]
+
+    def generate_many(self, requests: Sequence[Sequence[Part | Any]], to: str | Sequence[str] = "text",
+                      task: str | None = None, decoding: Mapping[str, Any] | None = None, seed: int = 0,
+                      batch_size: int = 16) -> list[Answer]:
+        """Answer many requests of one kind, `batch_size` at a time; each gets what it would get alone."""
+        outputs = _outputs(to)
+        read = [read_request([as_part(p) for p in parts], outputs, task) for parts in requests]
+        # One task at a time, as tasks decode differently; neighbours of one size need little padding.
+        order = sorted(range(len(read)), key=lambda i: (read[i].task or "", read[i].size))
+        answers: dict[int, Answer] = {}
+        for _, group in groupby(order, key=lambda i: read[i].task):
+            numbers = list(group)
+            for start in range(0, len(numbers), batch_size):
+                chunk = numbers[start:start + batch_size]
+                answers |= zip(chunk, self._answer([read[i] for i in chunk], outputs, decoding, seed))
+        return [answers[i] for i in range(len(read))]
+
+    @torch.inference_mode()
+    def _answer(self, requests: list[Request], outputs: tuple[str, ...], decoding: Mapping[str, Any] | None,
+                seed: int) -> list[Answer]:
+        prompts = self.prompts(requests)
+        canvases = [answer_canvas_of(self.settings, self.tokenizers, request, outputs) for request in requests]
+        config = decoding_config(self.settings, requests[0].task, outputs, decoding, seed, self.chat)
+        result = self._decode(prompts, canvases, config)
+        return [read_answer(result, i, canvas, self.tokenizers, outputs, seed) for i, canvas in enumerate(canvases)]
+
+    def _decode(self, prompts: list[tuple[list[int], Tensor]], canvases: list[Canvas], config: DecodingConfig
+                ) -> DecodeResult:
+        ids = [torch.tensor(p, device=self.device) for p, _ in prompts]
+        embeds = [self.denoiser.embed(i[None], f[None].to(self.device))[0] for i, (_, f) in zip(ids, prompts)]
+        return decode(self.denoiser, ids, config, prompt_embeds=embeds, canvas=canvases)
+
+    # --- from media to a prompt -----------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def prompts(self, requests: Sequence[Request]) -> list[tuple[list[int], Tensor]]:
+        """Ids [P] and aligned speech frames [P, dim] of each request; media encoded in one batch per kind."""
+        pictures = iter(self.image_codes([i for r in requests for i in r.images], self.settings.understanding_size))
+        recordings = iter(self.tokenizers.speech_encoder.encode([w for r in requests for w in r.speech]))
+        prompts = []
+        for request in requests:
+            images = [next(pictures) for _ in request.images]
+            frames = [next(recordings) for _ in request.speech]
+            ids = self.chat.prompt(request.messages, images, [SpeechTokens(frames=len(f)) for f in frames])
+            prompts.append((ids, self._aligned(ids, frames)))
+        return prompts
+
+    def _aligned(self, ids: list[int], frames: list[Tensor]) -> Tensor:
+        aligned = torch.zeros(len(ids), self.tokenizers.speech_encoder.config.dim)
+        if frames:
+            here = torch.tensor(ids) == self.tokenizers.vocabulary.context_of_audio
+            aligned[here] = torch.cat(frames).float().cpu()
+        return aligned
+
+    @torch.inference_mode()
+    def image_codes(self, images: Sequence[PIL.Image.Image], size: int) -> list[list[int]]:
+        """Row-major codes of pictures, each cut to `size` x `size` pixels."""
+        if not images:
+            return []
+        pixels = torch.stack([prepare(image, size) for image in images]).to(self.device)
+        return [codes.flatten().tolist() for codes in self.tokenizers.image.encode(pixels)]
+
+    # --- inpainting -------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def inpaint(self, image: Image | PIL.Image.Image | str | Path, mask: np.ndarray | PIL.Image.Image,
+                prompt: str = "", decoding: Mapping[str, Any] | None = None, seed: int = 0) -> Answer:
+        """Redraw what `mask` covers (bool [H, W], or a PIL picture, white = redraw), guided by `prompt`.
+
+        The covered tokens become [MASK] and the others stay (figure 6 of the paper; no extra training). The mask is
+        cut like the picture: shorter side, centred. Raises `RequestError` for a mask of another shape or an empty one.
+        """
+        picture = image.load() if isinstance(image, Image) else load_image(image)
+        size, factor = self.settings.generation_size, self.tokenizers.image.config.factor
+        hidden = token_mask(mask, picture.size, size, factor)
+        codes = torch.tensor(self.image_codes([picture], size)[0]).view(hidden.shape)
+        canvas = inpainting_canvas(self.tokenizers.vocabulary, codes, hidden, newline_id(self.tokenizers))
+        request = read_request([as_part(prompt or " ")], ("image",), "t2i")
+        config = decoding_config(self.settings, "t2i", ("image",), decoding, seed, self.chat)
+        result = self._decode(self.prompts([request]), [canvas], config)
+        return read_answer(result, 0, canvas, self.tokenizers, ("image",), seed)
+
+
+def token_mask(mask: np.ndarray | PIL.Image.Image, image_size: tuple[int, int], size: int, factor: int) -> Tensor:
+    """A pixel mask as bool [h, w] over tokens: a token is redrawn if any of its pixels is covered."""
+    if not isinstance(mask, PIL.Image.Image):
+        mask = PIL.Image.fromarray(np.asarray(mask, dtype=bool).astype(np.uint8) * 255)
+    if mask.size != image_size:
+        raise RequestError(f"the mask is {mask.size[0]} x {mask.size[1]} pixels, the picture {image_size[0]} x "
+                           f"{image_size[1]}: give a mask of the picture's size")
+    pixels = prepare(mask.convert("L").convert("RGB"), size)[0] > 0
+    hidden = pixels.view(size // factor, factor, size // factor, factor).any(3).any(1)
+    if not hidden.any():
+        raise RequestError("the mask covers nothing that is left after cutting the picture square: nothing to redraw")
+    return hidden
+
+
+def _outputs(to: str | Sequence[str]) -> tuple[str, ...]:
+    given = [to] if isinstance(to, str) else list(to)
+    wrong = [name for name in given if name not in MODALITIES]
+    if wrong or not given:
+        raise RequestError(f"to={to!r}: give one or several of {', '.join(MODALITIES)}")
+    return tuple(name for name in MODALITIES if name in given)
+
+
+def default_checkpoint() -> Path:
+    """The shipped system: of the largest preset that `results/` holds."""
+    root = results_root()
+    for preset in ("gpu", "cpu", "smoke"):
+        if (root / preset / "checkpoint" / SYSTEM).exists():
+            return root / preset / "checkpoint"
+    raise CheckpointError(f"{root} holds no checkpoint: run make reproduce, or name one with --checkpoint")
+
+
+def settings_of(preset: Preset, **changes: Any) -> SystemSettings:
+    """The settings of a preset's system."""
+    return SystemSettings(preset=preset.name, understanding_size=preset.image_tokenizer.understanding_size,
+                          generation_size=preset.image_tokenizer.generation_size, decoding=preset.decoding,
+                          note="" if preset.name == "full" else WORLD_NOTE, **changes)

@@ -1,0 +1,134 @@
+"""Any non-empty set of inputs to any non-empty set of outputs, well formed; a person's own files; inpainting."""
+
+import itertools
+
+import numpy as np
+import PIL.Image
+import pytest
+import soundfile
+import torch
+
+from omnidiff_lite.config import ConfigError
+from omnidiff_lite.media import Image, MediaError, Speech, Text, Waveform
+from omnidiff_lite.pipeline import OmniDiffusion, RequestError
+from omnidiff_lite.pipeline.requests import read_request
+from omnidiff_lite.pipeline.system import token_mask
+from omnidiff_lite.weights import CheckpointError
+
+RNG = np.random.default_rng(0)
+SOUND = Waveform((0.1 * RNG.standard_normal(8000)).astype(np.float32), 16000)
+PICTURE = PIL.Image.fromarray(RNG.integers(0, 255, (50, 80, 3), dtype=np.uint8))
+PARTS = {"text": Text("a red circle"), "speech": Speech(SOUND), "image": Image(PICTURE)}
+SETS = [c for n in (1, 2, 3) for c in itertools.combinations(PARTS, n)]
+GREEDY = {"temperature": 0.0, "top_p": None, "steps": 4}
+
+
+@pytest.mark.parametrize("inputs", SETS, ids="+".join)
+def test_any_to_any_is_well_formed(tiny_model, inputs):
+    for outputs in SETS:
+        answer = tiny_model.generate([PARTS[name] for name in inputs], to=outputs, decoding={"steps": 2})
+        assert (answer.text is not None) == ("text" in outputs)
+        assert (answer.speech is not None) == ("speech" in outputs)
+        assert (answer.image is not None) == ("image" in outputs)
+        if answer.image:
+            assert answer.image.size == (64, 64)
+        if answer.speech:
+            assert answer.speech.rate == 22050 and np.isfinite(answer.speech.samples).all()
+
+
+def test_a_batch_gives_what_one_by_one_gives(tiny_model):
+    long = Waveform(np.tile(SOUND.samples, 3), 16000)
+    requests = [[Speech(SOUND)], [Speech(long), Text("a")], [Speech(long)], [Speech(SOUND), Image(PICTURE)]]
+    together = tiny_model.generate_many(requests, to=("text", "speech"), decoding=GREEDY, batch_size=4)
+    for request, answer in zip(requests, together):
+        assert np.array_equal(answer.ids, tiny_model.generate(request, to=("text", "speech"), decoding=GREEDY).ids)
+
+
+def test_the_same_seed_gives_the_same_answer_and_another_seed_another(tiny_model):
+    first, again, other = (tiny_model.generate("a red circle", to="image", seed=s) for s in (1, 1, 2))
+    assert np.array_equal(first.ids, again.ids) and not np.array_equal(first.ids, other.ids)
+
+
+def test_the_trace_shows_every_step(tiny_model):
+    answer = tiny_model.generate("a red circle", to="image", decoding={"steps": 4})
+    mask = tiny_model.tokenizers.vocabulary.mask
+    left = [(step.ids == mask).sum() for step in answer.trace]
+    assert left == sorted(left, reverse=True) and left[-1] == 0 and len(left) == 4
+    assert sum(step.decided.sum() for step in answer.trace) == 16  # 4 x 4 image tokens, markers given
+
+
+def test_a_saved_system_answers_alike(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "system", dtype=torch.float32)
+    loaded = OmniDiffusion.from_pretrained(tmp_path / "system")
+    asked = [Speech(SOUND), Image(PICTURE)]
+    assert np.array_equal(loaded.generate(asked, to="text", decoding=GREEDY).ids,
+                          tiny_model.generate(asked, to="text", decoding=GREEDY).ids)
+    assert loaded.settings == tiny_model.settings
+
+
+def test_a_half_written_system_is_not_taken(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "system")
+    weights = tmp_path / "system" / "image_tokenizer" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="image_tokenizer.*half-written"):
+        OmniDiffusion.from_pretrained(tmp_path / "system")
+    (tmp_path / "system" / "system.json").unlink()
+    with pytest.raises(CheckpointError, match="make reproduce"):
+        OmniDiffusion.from_pretrained(tmp_path / "system")
+
+
+def test_inpainting_keeps_what_is_not_covered(tiny_model):
+    mask = np.zeros((50, 80), bool)
+    mask[:, 45:] = True
+    answer = tiny_model.inpaint(PICTURE, mask, prompt="a red circle", decoding=GREEDY)
+    before = tiny_model.image_codes([PICTURE], 64)[0]
+    hidden = token_mask(mask, PICTURE.size, 64, 16).flatten().tolist()
+    after = tiny_model.tokenizers.vocabulary.codes_of_image(answer.ids)
+    assert len(after) == 16 and 0 < sum(hidden) < 16
+    assert all(a == b for a, b, h in zip(after, before, hidden) if not h)
+
+
+def test_the_token_mask_is_cut_like_the_picture():
+    mask = np.zeros((64, 128), bool)
+    mask[:16, 32:48] = True  # the top left token of the central square
+    assert token_mask(mask, (128, 64), 64, 16).nonzero().tolist() == [[0, 0]]
+    with pytest.raises(RequestError, match="of the picture's size"):
+        token_mask(mask, (64, 64), 64, 16)
+    with pytest.raises(RequestError, match="covers nothing"):
+        token_mask(np.zeros((64, 64), bool), (64, 64), 64, 16)
+
+
+@pytest.mark.parametrize("inputs, options, error, words", [
+    ([], {}, RequestError, "no input"),
+    ("hi", {"to": "video"}, RequestError, "text, speech, image"),
+    ("hi", {"to": ()}, RequestError, "one or several"),
+    ("hi", {"task": "asr"}, RequestError, "'asr' takes speech"),
+    ("hi", {"task": "poetry"}, RequestError, "no task 'poetry'"),
+    ("a <|image|>", {}, RequestError, "give the picture"),
+    ("hi", {"decoding": {"stepz": 3}}, ConfigError, "did you mean 'steps'"),
+    (Speech("nowhere.wav"), {}, MediaError, "nowhere.wav"),
+])
+def test_what_does_not_fit_is_told(tiny_model, inputs, options, error, words):
+    with pytest.raises(error, match=words):
+        tiny_model.generate(inputs, **options)
+
+
+def test_requests_name_their_task():
+    assert read_request([PARTS["speech"], PARTS["image"]], ("text", "speech")).task == "svqa"
+    assert read_request([PARTS["image"]], ("speech",)).task is None
+
+
+def test_the_command_line_answers_a_persons_files(tiny_model, tmp_path, capsys):
+    from omnidiff_lite.cli import main
+
+    tiny_model.save_pretrained(tmp_path / "system")
+    PICTURE.convert("LA").save(tmp_path / "photo.png")
+    soundfile.write(tmp_path / "question.flac", np.stack([SOUND.samples] * 2, 1), 16000)
+    code = main(["generate", "--image", str(tmp_path / "photo.png"), "--speech", str(tmp_path / "question.flac"),
+                 "--text", "what is it", "--to", "text,speech,image", "--checkpoint", str(tmp_path / "system"),
+                 "--out", str(tmp_path / "answer")])
+    assert code == 0
+    assert {p.name for p in (tmp_path / "answer").iterdir()} == {"answer.txt", "answer.wav", "answer.png"}
+    capsys.readouterr()
+    assert main(["generate", "--image", str(tmp_path / "no.png"), "--checkpoint", str(tmp_path / "system")]) == 1
+    assert "no.png" in capsys.readouterr().err
