@@ -8,7 +8,6 @@ class the autoregressive twin.
 from __future__ import annotations
 
 import difflib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +69,15 @@ class DenoiserConfig(Qwen2Config):
                               + (f"; did you mean {close[0]!r}?" if close else ""))
         self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
         super().__post_init__(**{key: value for key, value in kwargs.items() if key in _LIBRARY_KEYS})
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A released config.json becomes one of the kit's own as it is read; transformers would warn at each load."""
+        tree, rest = super().get_config_dict(*args, **kwargs)
+        if tree.get("model_type") in RELEASED_TYPES:
+            known = _LIBRARY_KEYS.union(cls.__dataclass_fields__)
+            tree = {key: value for key, value in tree.items() if key in known} | {"model_type": cls.model_type}
+        return tree, rest
 
     @classmethod
     def from_size(cls, size: DenoiserSize, vocabulary: Vocabulary, speech_dim: int = 512,
@@ -243,7 +251,7 @@ class Denoiser(Qwen2PreTrainedModel):
         except (ConfigError, CheckpointError):
             raise
         except Exception as error:  # transformers raises OSError, safetensors and torch their own
-            reason = str(error).strip().splitlines()[0]
+            reason = str(error).strip().splitlines()[0] if Path(directory).is_dir() else "no such directory"
             raise CheckpointError(f"{directory}: cannot be loaded as a denoiser ({reason}); "
                                   "expected config.json and model*.safetensors") from error
 

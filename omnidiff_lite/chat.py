@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Sequence
+from typing import TYPE_CHECKING, Any, Sequence
 
-from transformers import PreTrainedTokenizerBase
-
-from omnidiff_lite.tokenizers.text import encode_text
 from omnidiff_lite.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IGNORE = -100  # label of what is not predicted
 IMAGE, AUDIO = "<|image|>", "<|audio|>"
@@ -174,9 +174,9 @@ class ChatEncoder:
         pictures, recordings = iter(images), iter(audios)
         self._count(messages, len(images), len(audios))
         for message in messages:
-            header = [self.vocabulary.im_start, *encode_text(self.tokenizer, message["role"] + "\n")]
+            header = [self.vocabulary.im_start, *self._text(message["role"] + "\n")]
             body = self._content(message, pictures, recordings)
-            body += [self.vocabulary.im_end, *encode_text(self.tokenizer, "\n")]
+            body += [self.vocabulary.im_end, *self._text("\n")]
             ids += header + body
             labels += [IGNORE] * len(header)
             labels += body if message["role"] == "assistant" else [IGNORE] * len(body)
@@ -188,7 +188,7 @@ class ChatEncoder:
         if messages and messages[-1]["role"] == "assistant":
             messages = messages[:-1]
         ids, _ = self.sample(messages, images, audios)
-        return ids + [self.vocabulary.im_start, *encode_text(self.tokenizer, "assistant\n")]
+        return ids + [self.vocabulary.im_start, *self._text("assistant\n")]
 
     def _content(self, message: dict[str, str], pictures: Any, recordings: Any) -> list[int]:
         v, ids = self.vocabulary, []
@@ -201,8 +201,13 @@ class ChatEncoder:
                 body = [v.context_of_audio] * speech.frames if user else v.speech_ids(speech.codes)
                 ids += [v.begin_of_audio, *body, v.end_of_audio]
             elif piece:
-                ids += encode_text(self.tokenizer, piece)
+                ids += self._text(piece)
         return ids
+
+    def _text(self, text: str) -> list[int]:
+        from omnidiff_lite.tokenizers.text import encode_text  # here: samples and prompts need no transformers
+
+        return encode_text(self.tokenizer, text)
 
     @staticmethod
     def _count(messages: list[dict[str, str]], images: int, audios: int) -> None:

@@ -204,6 +204,7 @@ class TrainingConfig:
     clip: float = 1.0
     precision: Literal["bf16", "fp32"] = "bf16"
     compile: bool = False
+    micro_rows: int = 0  # rows a forward pass, to save memory; 0 = all of a process at once
     checkpoint_every: int = 600
     samples: dict[str, int] = field(default_factory=dict)  # task -> training samples
     stage1: StageConfig = StageConfig()

@@ -8,11 +8,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 import time
 import types
 import typing
 from dataclasses import dataclass, field
 from typing import Any
+
+import yaml
 
 from omnidiff_lite.artifacts import Artifacts
 from omnidiff_lite.config import Preset, load_preset, to_dict
@@ -44,13 +47,11 @@ def check_parameters(declared: dict[str, Any], given: dict[str, Any]) -> None:
 
 
 def parse_overrides(text: str) -> dict[str, Any]:
-    """"training.gamma=0.3 training.time=token" as a dictionary. Raises `ParameterError`."""
-    import yaml
-
+    """"training.gamma=0.3 training.time=token" as a dictionary; `:` may stand for `=`. Raises `ParameterError`."""
     pairs = {}
     for item in text.split():
-        key, equals, value = item.partition("=")
-        if not equals or not key:
+        key, sign, value = re.match("([^=:]*)([=:]?)(.*)", item).groups()
+        if not sign or not key:
             raise ParameterError(f"override {item!r}: write key=value, as in training.gamma=0.3")
         pairs[key] = yaml.safe_load(value)
     return pairs

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Callable, Iterable
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from omnidiff_lite.config import from_dict, to_dict
@@ -21,28 +22,34 @@ class CheckpointError(ValueError):
     """A checkpoint that does not fit; the message lists the names and the mend."""
 
 
-def read_weights(directory: str | Path, names: Iterable[str] = FILES) -> dict[str, Tensor]:
-    """All tensors of a checkpoint directory (or of one file). Pickled files are read with `weights_only=True`."""
+def read_weights(directory: str | Path, names: Iterable[str] = FILES,
+                 prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of a checkpoint directory (or of one file) whose names begin with `prefix`.
+
+    Shards and safetensors entries without it are not read. Pickled files are read with `weights_only=True`.
+    """
     directory = Path(directory)
     if directory.is_file():
-        return _read_file(directory)
+        return _read_file(directory, prefix)
     for name in names:
         if (directory / f"{name}.index.json").exists():
             shards = json.loads((directory / f"{name}.index.json").read_text())["weight_map"]
             state: dict[str, Tensor] = {}
-            for shard in sorted(set(shards.values())):
-                state |= _read_file(directory / shard)
+            for shard in sorted({file for name, file in shards.items() if name.startswith(prefix)}):
+                state |= _read_file(directory / shard, prefix)
             return state
         if (directory / name).exists():
-            return _read_file(directory / name)
+            return _read_file(directory / name, prefix)
     raise CheckpointError(f"{directory}: no weights found; expected one of {', '.join(names)}")
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
+def _read_file(path: Path, prefix: str) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            with safe_open(path, "pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
     except FileNotFoundError:
         raise CheckpointError(f"{path}: named by the index but missing; fetch it again") from None
     except Exception as error:

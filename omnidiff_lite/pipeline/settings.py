@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from omnidiff_lite.chat import IGNORE, ChatEncoder, build_messages
+from omnidiff_lite.chat import IGNORE, TASKS, ChatEncoder, build_messages
 from omnidiff_lite.diffusion.canvas import Canvas, Span, answer_canvas
 from omnidiff_lite.diffusion.guidance import unconditional_prompt
 from omnidiff_lite.diffusion.settings import DecodingConfig
@@ -91,7 +91,8 @@ class SystemSettings:
 def answer_canvas_of(settings: SystemSettings, tokenizers: Tokenizers, request: Request,
                      outputs: Sequence[str]) -> Canvas:
     """The masked answer of a request: room by adaptive length, markers and allowed ids by modality."""
-    if tuple(outputs) == ("text", "speech"):
+    spoken = TASKS[request.task].outputs if request.task else tuple(outputs)
+    if spoken == ("text", "speech"):  # also when only one of both is wanted: the model was trained to give both
         return spoken_canvas(tokenizers, settings.lengths)
     return answer_canvas(tokenizers.vocabulary, outputs, answer_room(settings, tokenizers, request),
                          newline=newline_id(tokenizers))

@@ -1,0 +1,178 @@
+"""Media references to pictures and sounds: paths, and recipes of the embedded world, drawn and spoken on the way.
+
+`load_many` spreads the work over processes and keeps what was drawn and spoken in one archive per set, named by its
+content, which opens as an ordinary zip of PNG and FLAC files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import multiprocessing
+import os
+import warnings
+import zipfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Union
+
+import numpy as np
+import PIL.Image
+
+from omnidiff_lite.media import MediaError, Waveform, load_image, load_waveform
+from omnidiff_lite.world import recipes, voices
+
+PICTURE_RECIPES, SPEECH_RECIPE = (recipes.SCENE, recipes.CHART), voices.PREFIX
+RECIPE_SIZE = 256  # pixels of a drawn picture where no size is asked for
+SMALL = 64  # sets below this are loaded in this process
+PACKAGE = Path(__file__).parent.parent
+SOURCES = ("media.py", "data/media.py", "world/*.py")
+
+Media = Union[PIL.Image.Image, Waveform]
+
+
+def is_recipe(ref: str) -> bool:
+    """Whether a reference is a recipe of the embedded world, not a path."""
+    return ref.startswith((*PICTURE_RECIPES, SPEECH_RECIPE))
+
+
+def load_image_ref(ref: str, root: str | Path | None = None, size: int | None = None) -> PIL.Image.Image:
+    """The RGB picture of a path (relative ones begin at `root`) or of a `scene:`/`chart:` recipe.
+
+    `size`: side in pixels at which a recipe is drawn; files keep their own size. Raises `MediaError` naming the
+    reference.
+    """
+    if ref.startswith(PICTURE_RECIPES):
+        return _made(ref, partial(recipes.picture, size=size or RECIPE_SIZE))
+    return load_image(_path(ref, root))
+
+
+def load_speech_ref(ref: str, root: str | Path | None = None) -> Waveform:
+    """The sound of a path (relative ones begin at `root`) or of a `speech:` recipe. Raises `MediaError` naming it."""
+    if ref.startswith(SPEECH_RECIPE):
+        return _made(ref, voices.speech)
+    return load_waveform(_path(ref, root))
+
+
+def load_ref(ref: str, root: str | Path | None = None, size: int | None = None) -> Media:
+    """A picture or a sound: recipes say which, paths by their suffix."""
+    picture = ref.startswith(PICTURE_RECIPES) or Path(ref).suffix.lower() in _picture_suffixes()
+    if picture and not ref.startswith(SPEECH_RECIPE):
+        return load_image_ref(ref, root, size)
+    return load_speech_ref(ref, root)
+
+
+def load_many(refs: Sequence[str], root: str | Path | None = None, workers: int = 0,
+              cache_dir: str | Path | None = None, size: int | None = None) -> list[Media]:
+    """What `load_ref` gives, for many references, in their order.
+
+    `workers`: processes that share the work (0 or a small set: none). `cache_dir`: recipes are read back from there
+    where the same set was made before, by the same source code. Raises `MediaError` naming the first bad reference.
+    """
+    distinct = list(dict.fromkeys(refs))
+    made = [ref for ref in distinct if is_recipe(ref)]
+    found = _cached(made, workers, Path(cache_dir), size) if cache_dir and made else {}
+    rest = [ref for ref in distinct if ref not in found]
+    found |= zip(rest, _load(rest, root, workers, size))
+    return [found[ref] for ref in refs]
+
+
+# --- one reference ----------------------------------------------------------------------------------------------------
+
+def _made(ref: str, make) -> Media:
+    try:
+        return make(ref)
+    except (ValueError, voices.VoiceError) as error:
+        raise MediaError(f"{ref}: {error}") from None
+
+
+def _path(ref: str, root: str | Path | None) -> str:
+    return os.path.join(root, ref) if root is not None else ref
+
+
+@lru_cache(maxsize=None)
+def _picture_suffixes() -> frozenset[str]:
+    return frozenset(PIL.Image.registered_extensions())
+
+
+# --- many references --------------------------------------------------------------------------------------------------
+
+def _load(refs: Sequence[str], root: str | Path | None, workers: int, size: int | None) -> list[Media]:
+    load = partial(load_ref, root=root, size=size)
+    if workers > 1 and len(refs) >= SMALL:
+        try:
+            return list(_pool(workers).map(load, refs, chunksize=max(1, min(32, len(refs) // (4 * workers)))))
+        except BrokenProcessPool:
+            _pool.cache_clear()
+            warnings.warn("worker processes could not start (a script that loads data needs "
+                          "`if __name__ == '__main__':`); going on in this process", RuntimeWarning, stacklevel=3)
+    return [load(ref) for ref in refs]
+
+
+@lru_cache(maxsize=1)
+def _pool(workers: int) -> ProcessPoolExecutor:
+    """Kept between calls: a process takes half a second to start. Spawned, since forking a threaded torch is unsafe."""
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+
+
+# --- the cache --------------------------------------------------------------------------------------------------------
+
+def _cached(refs: Sequence[str], workers: int, directory: Path, size: int | None) -> dict[str, Media]:
+    path = directory / "media" / f"{_key(refs, size)}.zip"
+    if not path.exists():
+        made = _load(refs, None, workers, size)
+        _write(path, made)
+        return dict(zip(refs, made))
+    with zipfile.ZipFile(path) as archive:
+        return dict(zip(refs, (_unpack(archive.read(name)) for name in archive.namelist()), strict=True))
+
+
+def _write(path: Path, media: Iterable[Media]) -> None:
+    """A reader sees the whole archive or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with zipfile.ZipFile(unfinished, "w") as archive:
+            for number, item in enumerate(media):
+                suffix = "flac" if isinstance(item, Waveform) else "png"
+                archive.writestr(f"{number:06d}.{suffix}", _pack(item))
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _pack(item: Media) -> bytes:
+    """PNG or FLAC; lossless, since espeak-ng speaks 16-bit samples."""
+    buffer = io.BytesIO()
+    if isinstance(item, Waveform):
+        import soundfile
+
+        soundfile.write(buffer, (item.samples * 32768).astype(np.int16), item.rate, format="FLAC")
+    else:
+        item.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _unpack(data: bytes) -> Media:
+    if data.startswith(b"fLaC"):
+        import soundfile
+
+        return Waveform(*soundfile.read(io.BytesIO(data), dtype="float32"))
+    return PIL.Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def _key(refs: Sequence[str], size: int | None) -> str:
+    """Hash of the references and of the source code that draws and speaks them."""
+    digest = hashlib.sha256("\n".join([str(size or RECIPE_SIZE), _source(), *refs]).encode())
+    return digest.hexdigest()[:24]
+
+
+@lru_cache(maxsize=1)
+def _source() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in SOURCES for path in PACKAGE.glob(pattern)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,240 @@
+"""Packing: samples side by side in rows of one length (appendix A of the paper), as an endless repeatable stream.
+
+The stream has no state: what `batch(step)` holds follows from the data, the mix, the seed and the step. A resumed run
+asks for its next step and gets what an unbroken run would have got.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from omnidiff_lite.chat import IGNORE
+from omnidiff_lite.data.encode import EncodedSample
+
+WINDOW = 1024  # draws that are packed together: enough that a window's half-filled last row costs little
+
+
+class PackingError(ValueError):
+    """Samples, tasks or shares from which no row can be packed."""
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """Several samples in one row of `length` tokens; the rest is padding that nobody sees."""
+
+    input_ids: np.ndarray  # int64 [length]
+    labels: np.ndarray  # int64 [length]; -100 where nothing is predicted
+    segment_ids: np.ndarray  # int64 [length]; 0, 1, ... by sample, -1 on padding
+    position_ids: np.ndarray  # int64 [length]; from 0 in each sample, 0 on padding
+    frames: np.ndarray  # float16 [k, dim]: speech frames of all samples, in order
+    frame_positions: np.ndarray  # int64 [k]: where they stand
+    tasks: tuple[str, ...]  # task of each segment
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that belong to samples."""
+        return int((self.segment_ids >= 0).sum())
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One sample of the stream: entry `index` of its task's data, with `pads` tail pads."""
+
+    task: str
+    index: int
+    pads: int
+
+
+def efficiency(rows: Sequence[PackedRow]) -> float:
+    """Share of the positions that hold samples, 0..1."""
+    return sum(row.tokens for row in rows) / sum(len(row.input_ids) for row in rows)
+
+
+def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Put each item into the first row with room. Returns the item numbers of each row.
+
+    Raises `PackingError` for an item longer than `capacity`.
+    """
+    rows: list[list[int]] = []
+    room = np.zeros(len(lengths), dtype=np.int64)
+    for item, length in enumerate(lengths):
+        if length > capacity:
+            raise PackingError(f"a sample of {length} tokens does not fit a row of {capacity}; raise training.length")
+        row = int(np.argmax(room[: len(rows)] >= length)) if rows else 0
+        if not rows or room[row] < length:
+            row = len(rows)
+            rows.append([])
+            room[row] = capacity
+        rows[row].append(item)
+        room[row] -= length
+    return rows
+
+
+def pack_row(samples: Sequence[EncodedSample], pads: Sequence[int], length: int, *, pad: int,
+             context_of_audio: int) -> PackedRow:
+    """One row of these samples. Sample i gets `pads[i]` tail pads: real tokens that are predicted (section 3.3)."""
+    ids, labels = np.full(length, pad, np.int64), np.full(length, IGNORE, np.int64)
+    segments, positions = np.full(length, -1, np.int64), np.zeros(length, np.int64)
+    start = 0
+    for number, (sample, tail) in enumerate(zip(samples, pads, strict=True)):
+        text, stop = slice(start, start + len(sample.ids)), start + len(sample.ids) + tail
+        ids[text], labels[text] = sample.ids, sample.labels
+        labels[text.stop:stop] = pad
+        segments[start:stop], positions[start:stop] = number, np.arange(stop - start)
+        start = stop
+    frames = np.concatenate([sample.frames for sample in samples])
+    places = np.flatnonzero(ids == context_of_audio)
+    if len(places) != len(frames):
+        raise PackingError(f"{len(places)} places for speech frames but {len(frames)} frames in a row of "
+                           f"{', '.join(sample.task for sample in samples)}: the data were encoded with another "
+                           "vocabulary; encode them again")
+    return PackedRow(ids, labels, segments, positions, frames, places, tuple(sample.task for sample in samples))
+
+
+def draw_pads(samples: Sequence[EncodedSample], maximum: int, pad: int, rng: np.random.Generator) -> list[int]:
+    """How many tail pads each sample gets: uniform in 1..`maximum`, none where it holds the pad id (as released)."""
+    if maximum < 1:
+        return [0] * len(samples)
+    drawn = rng.integers(1, maximum + 1, len(samples)).tolist()
+    return [0 if (sample.ids == pad).any() else count for sample, count in zip(samples, drawn)]
+
+
+def pack_all(samples: Sequence[EncodedSample], length: int, seed: int, *, pad: int, context_of_audio: int,
+             max_tail_pads: int = 16) -> list[PackedRow]:
+    """Every sample once, with tail pads as in training: for validation."""
+    pads = draw_pads(samples, max_tail_pads, pad, np.random.default_rng(seed))
+    rows = first_fit([len(sample.ids) + tail for sample, tail in zip(samples, pads)], length)
+    return [pack_row([samples[i] for i in row], [pads[i] for i in row], length, pad=pad,
+                     context_of_audio=context_of_audio) for row in rows]
+
+
+class PackedStream:
+    """Rows for every step of a training run, mixed from several tasks.
+
+    The stream goes in windows of about `WINDOW` draws. Each window takes every task's share of it from an endless
+    sequence of that task's samples, reshuffled each epoch, so that no sample comes twice within an epoch; then it
+    shuffles the draws, packs them first-fit and shuffles the rows. Finding the window of a row takes the row counts of
+    the windows before it: some 10 ms a window, once.
+    """
+
+    def __init__(self, datasets: dict[str, list[EncodedSample]], mix: dict[str, float], length: int, rows: int,
+                 seed: int, *, pad: int, context_of_audio: int, max_tail_pads: int = 16) -> None:
+        """`mix`: share of the samples by task, scaled to sum 1. `rows`: rows a step.
+
+        Each draw gets 1..`max_tail_pads` tail pads, or none where the sample holds the pad id already (as released).
+        Samples that cannot fit are left out with a warning that counts them (the released code drops them unsaid).
+        Raises `PackingError` where a task of the mix has no sample that fits.
+        """
+        self.length, self.rows, self.seed, self.max_tail_pads = length, rows, seed, max_tail_pads
+        self.pad, self.context_of_audio = pad, context_of_audio
+        self.shares = _shares(mix)
+        self.tasks = tuple(self.shares)
+        self.data = {task: self._fitting(task, datasets.get(task, [])) for task in self.tasks}
+        self._rows_until = [0]  # rows in the windows before each window
+        self._window = functools.lru_cache(maxsize=4)(self._plan)
+        self._order = functools.lru_cache(maxsize=2 * len(self.tasks))(self._permutation)
+
+    def batch(self, step: int) -> list[PackedRow]:
+        """The `rows` rows of step `step` (0, 1, ...)."""
+        return [self._row(number) for number in range(step * self.rows, (step + 1) * self.rows)]
+
+    def draws(self, step: int) -> list[Draw]:
+        """What the rows of a step are made of, row after row."""
+        return [draw for number in range(step * self.rows, (step + 1) * self.rows) for draw in self._locate(number)]
+
+    def _row(self, number: int) -> PackedRow:
+        draws = self._locate(number)
+        return pack_row([self.data[d.task][d.index] for d in draws], [d.pads for d in draws], self.length,
+                        pad=self.pad, context_of_audio=self.context_of_audio)
+
+    def _locate(self, number: int) -> list[Draw]:
+        while self._rows_until[-1] <= number:
+            self._rows_until.append(self._rows_until[-1] + len(self._window(len(self._rows_until) - 1)))
+        window = bisect_right(self._rows_until, number) - 1
+        return self._window(window)[number - self._rows_until[window]]
+
+    def _plan(self, window: int) -> list[list[Draw]]:
+        """The rows of one window, as draws."""
+        rng = np.random.default_rng([self.seed, window])
+        chosen = [(task, index) for task, share in self.shares.items()
+                  for index in self._indices(task, int(window * WINDOW * share), int((window + 1) * WINDOW * share))]
+        pads = draw_pads([self.data[task][index] for task, index in chosen], self.max_tail_pads, self.pad, rng)
+        draws = [Draw(*chosen[i], pads[i]) for i in rng.permutation(len(chosen))]
+        packed = first_fit([len(self.data[d.task][d.index].ids) + d.pads for d in draws], self.length)
+        return [[draws[i] for i in packed[row]] for row in rng.permutation(len(packed))]
+
+    def _indices(self, task: str, start: int, stop: int) -> list[int]:
+        """Entries `start..stop-1` of a task's endless sequence: one permutation of its data after another."""
+        size = len(self.data[task])
+        return [int(self._order(task, i // size)[i % size]) for i in range(start, stop)]
+
+    def _permutation(self, task: str, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, *task.encode(), epoch]).permutation(len(self.data[task]))
+
+    def _fitting(self, task: str, samples: list[EncodedSample]) -> list[EncodedSample]:
+        fitting = [s for s in samples if len(s.ids) + self.max_tail_pads <= self.length]
+        if not fitting:
+            why = (f"none of its {len(samples)} samples fits a row of {self.length} tokens (shortest: "
+                   f"{min(len(s.ids) for s in samples)} and up to {self.max_tail_pads} pads); raise training.length"
+                   if samples else "it has no samples; give them, or take it out of the mix")
+            raise PackingError(f"task {task!r} is in the mix but {why}")
+        if len(fitting) < len(samples):
+            warnings.warn(f"{task}: {len(samples) - len(fitting)} of {len(samples)} samples are longer than a row of "
+                          f"{self.length} tokens and are left out", stacklevel=3)
+        return fitting
+
+
+def _shares(mix: dict[str, float]) -> dict[str, float]:
+    total = sum(mix.values())
+    if total <= 0 or min(mix.values()) < 0:
+        raise PackingError(f"the mix {mix} needs shares of at least 0 with a positive sum")
+    return {task: share / total for task, share in sorted(mix.items()) if share > 0}
+
+
+@dataclass(frozen=True)
+class ReleasedRow:
+    """What the released packing returns for a finished row (golden data: packing.json)."""
+
+    input_ids: list[int]
+    labels: list[int]
+    position_ids: list[int]  # 0 begins a sample; the tail runs on from the last one
+    attention_mask: list[int]  # 0 on the tail: its queries are off, its keys are not
+    cu_seq_lens: list[int]  # where samples begin and end; the tail counts to the last one
+
+    @property
+    def max_seq_len(self) -> int:
+        return max(b - a for a, b in zip(self.cu_seq_lens, self.cu_seq_lens[1:]))
+
+
+def pack_released(samples: Iterable[tuple[int, EncodedSample]], length: int, pad: int) -> Iterator[ReleasedRow | None]:
+    """The released packing, with its losses: (source, sample) in, after each one a finished row or None.
+
+    Each source file fills its own row. A sample over `length` is dropped; one that does not fit sends the row off as it
+    is and begins the next; what is left at the end is never trained on (dataset_qwen2.py).
+    """
+    open_rows: dict[int, list[EncodedSample]] = {}
+    for source, sample in samples:
+        row = open_rows.setdefault(source, [])
+        if len(sample.ids) > length:
+            yield None
+        elif sum(len(s.ids) for s in row) + len(sample.ids) > length:
+            open_rows[source] = [sample]
+            yield _released_row(row, length, pad)
+        else:
+            row.append(sample)
+            yield None
+
+
+def _released_row(samples: list[EncodedSample], length: int, pad: int) -> ReleasedRow:
+    ids = [int(i) for s in samples for i in s.ids]
+    labels = [int(i) for s in samples for i in s.labels]
+    tail = length - len(ids)
+    starts = np.cumsum([0] + [len(s.ids) for s in samples[:-1]]).tolist() + [length]
+    positions = [p for a, b in zip(starts, starts[1:]) for p in range(b - a)]
+    return ReleasedRow(ids + [pad] * tail, labels + [IGNORE] * tail, positions, [1] * len(ids) + [0] * tail, starts)

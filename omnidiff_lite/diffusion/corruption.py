@@ -1,0 +1,66 @@
+"""Forward process: which answer tokens are replaced by the mask (section 3.1, and 3.3 for the tail pads)."""
+
+from __future__ import annotations
+
+from typing import Literal, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+RELEASED_EPS = 1e-3  # the released t never falls below it (dataset_qwen2.py:73-79)
+
+
+def sample_time(shape: Sequence[int] | Tensor, how: Literal["sequence", "token"] = "sequence",
+                generator: torch.Generator | None = None, segment_ids: Tensor | None = None) -> Tensor:
+    """Noise levels t in 0..1 for sequences of `shape` [.., L] (or shaped like a tensor, on its device).
+
+    "sequence" (the paper): one t, uniform in 0..1, for each sequence, as [.., 1]; with `segment_ids` [B,L] one for
+    each segment of a packed row, as [B,L]. A sequence may so stay wholly unmasked, and contributes no loss.
+    "token" (the released code): a t of its own for every token, 0.999 u + 0.001, as [.., L]. Every token is then
+    masked with probability 1/2, and nearly full or nearly empty masks are never seen.
+    """
+    device = shape.device if isinstance(shape, Tensor) else None
+    size = tuple(shape.shape if isinstance(shape, Tensor) else shape)
+    if how == "token":
+        return (1 - RELEASED_EPS) * _uniform(size, generator, device) + RELEASED_EPS
+    if how != "sequence":
+        raise ValueError(f"time {how!r} is none of 'sequence', 'token'")
+    if segment_ids is None:
+        return _uniform((*size[:-1], 1), generator, device)
+    segments = segment_ids.clamp_min(0)  # padding borrows the first segment's t; it is never masked
+    return _uniform((len(segments), int(segments.max()) + 1), generator, segment_ids.device).gather(1, segments)
+
+
+def corrupt(answer_ids: Tensor, is_pad: Tensor | bool, t: Tensor | float, gamma: float = 0.6,
+            generator: torch.Generator | None = None) -> Tensor:
+    """Which tokens to mask: bool, shaped like `answer_ids` [.., L].
+
+    An ordinary token is masked with probability t, a tail pad (`is_pad`) with gamma * t: attenuated tail-pad masking,
+    section 3.3 (gamma 0.6, appendix A). Negative ids (the label -100 of a prompt) are never masked, so a whole row of
+    labels may be given. `t`: a number, one per sequence [..], or anything that broadcasts over `answer_ids`.
+    """
+    t = torch.as_tensor(t, device=answer_ids.device)
+    if t.dim() == answer_ids.dim() - 1:
+        t = t.unsqueeze(-1)
+    probability = torch.where(torch.as_tensor(is_pad, device=answer_ids.device), gamma * t, t)
+    return (_uniform(answer_ids.shape, generator, answer_ids.device) < probability) & (answer_ids >= 0)
+
+
+def append_tail_pads(ids: Sequence[int] | np.ndarray, labels: Sequence[int] | np.ndarray, pad: int, maximum: int,
+                     rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and labels with 1..`maximum` pads at the end, which the model must predict (dataset_qwen2.py:152, 928).
+
+    A sample that already holds the pad id gets none, as released; nor does any with `maximum` 0.
+    """
+    ids, labels = np.asarray(ids), np.asarray(labels)
+    if maximum < 1 or pad in ids:
+        return ids, labels
+    pads = np.full(int(rng.integers(1, maximum + 1)), pad, dtype=ids.dtype)
+    return np.concatenate([ids, pads]), np.concatenate([labels, pads.astype(labels.dtype)])
+
+
+def _uniform(shape: Sequence[int], generator: torch.Generator | None, device: torch.device | None) -> Tensor:
+    """Uniform numbers on `device`, drawn where the generator lives: a CPU seed gives the same draw everywhere."""
+    source = generator.device if generator is not None else device
+    return torch.rand(tuple(shape), generator=generator, device=source).to(device or source)

@@ -1,0 +1,287 @@
+"""Iterative decoding: from an answer of masks to text, speech and image tokens (section 3.4).
+
+Each step scores every masked position, and fixes those the model is surest of. Ids, decisions and random draws live
+on the CPU, where they are cheap and the same on any machine; only embeddings and logits live on the model's device.
+A batch of unequal prompts and answers decodes as each would alone: padding is seen by nobody, schedules and random
+numbers belong to each sequence. With the released settings every canvas of the released sampler is reproduced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omnidiff_lite.backbone import PADDING, Denoiser
+from omnidiff_lite.config import ConfigError
+from omnidiff_lite.diffusion import filters, guidance
+from omnidiff_lite.diffusion.allowed import allowed_table
+from omnidiff_lite.diffusion.canvas import Canvas
+from omnidiff_lite.diffusion.schedule import Step, plan
+from omnidiff_lite.diffusion.settings import DecodingConfig
+
+__all__ = ["DecodeResult", "DecodingConfig", "decode"]
+
+
+@dataclass
+class DecodeResult:
+    """Decoded answers, and how they came about; all on the CPU.
+
+    `ids` [B,N]: the answers alone, the pad id beyond each one's own `lengths`. A position whose candidate was the
+    mask id itself stays masked, as released. `history`: the canvas [B,N] after each step. `decided` [B,N]: the step
+    that fixed a position, -1 = there from the start, or never. `confidence` [B,N]: how sure it was then, else NaN.
+    """
+
+    ids: Tensor
+    history: list[Tensor]
+    decided: Tensor
+    confidence: Tensor
+    lengths: list[int]
+
+
+@torch.no_grad()
+def decode(model: Denoiser, prompt_ids: Tensor | Sequence[Any] | None, config: DecodingConfig,
+           prompt_embeds: Tensor | Sequence[Tensor] | None = None, canvas: Canvas | Sequence[Canvas] | None = None,
+           lengths: int | Sequence[int] | None = None) -> DecodeResult:
+    """Decode one answer for each prompt.
+
+    `prompt_ids`: ids [P] or [B,P], or a list of B of different lengths. `prompt_embeds`: the same prompts as
+    embeddings [.., H], which is how speech gets in; the ids are then not read. The answer starts as `canvas` (one, or
+    one each; `config.prefill` is then not applied), else as `lengths` masks (one, or one each), else as
+    `config.length` masks. Raises `ConfigError` for settings that do not fit each other or the inputs.
+    """
+    prompts = _embedded(model, prompt_ids, prompt_embeds)
+    canvases = _canvases(config, model.config.mask_token_id, len(prompts), canvas, lengths)
+    return _Decoder(model, config, prompts, canvases, prefill=canvas is None).run()
+
+
+class _Decoder:
+    """One call of `decode`: the canvas and its bookkeeping."""
+
+    def __init__(self, model: Denoiser, config: DecodingConfig, prompts: list[Tensor], canvases: list[Canvas],
+                 prefill: bool) -> None:
+        self.model, self.config, self.mask = model, config, model.config.mask_token_id
+        self.lengths = [len(c) for c in canvases]
+        self.valid = torch.arange(max(self.lengths)) < torch.tensor(self.lengths)[:, None]
+        self.canvas = torch.nn.utils.rnn.pad_sequence([c.ids.cpu().long() for c in canvases], batch_first=True,
+                                                      padding_value=model.config.pad_token_id)
+        self.given = self.canvas != self.mask
+        if prefill:
+            self._prefill()
+        self.plans = [plan(n, int(masks), config.step_count(n), config.eps, config.block_length)
+                      for n, masks in zip(self.lengths, self._undecided().sum(1))]
+        self.generators = [torch.Generator().manual_seed(config.seed + b) for b in range(len(prompts))]
+        self.decided = torch.full_like(self.canvas, -1)
+        self.confidence = torch.full(self.canvas.shape, torch.nan)
+        self.allowed = allowed_table(config.allowed_ids, canvases, model.config.vocab_size)
+        self.layout = _Layout(model, config, prompts, self.valid)
+
+    def run(self) -> DecodeResult:
+        history: list[Tensor] = []
+        for step in range(max(map(len, self.plans), default=0)):
+            undecided = self._undecided()
+            active = [b for b, steps in enumerate(self.plans) if step < len(steps) and undecided[b].any()]
+            if not active:
+                break
+            self._step(step, active, undecided)
+            history.append(self.canvas.clone())
+        return DecodeResult(self.canvas, history, self.decided, self.confidence, self.lengths)
+
+    def _prefill(self) -> None:
+        """Special-token pre-infilling (section 3.4), at the place cut in float32 as released."""
+        for b, length in enumerate(self.lengths):
+            for fraction, token in self.config.prefill.items():
+                self.canvas[b, int(torch.tensor(fraction) * length)] = token
+
+    def _undecided(self) -> Tensor:
+        return (self.canvas == self.mask) & self.valid
+
+    def _step(self, step: int, active: list[int], undecided: Tensor) -> None:
+        rows = torch.zeros_like(undecided)
+        rows[active] = undecided[active]
+        steps = {b: self.plans[b][step] for b in active}
+        if self.config.algorithm == "random":
+            rows &= self._lottery(rows, steps)
+        if not rows.any():
+            return
+        sequence, position = rows.nonzero(as_tuple=True)
+        tokens, sure = self._score(sequence, position, active, first=step == 0)
+        for b in active:
+            own = sequence == b
+            chosen = self._choose(position[own], sure[own], steps[b], self.generators[b])
+            where = position[own][chosen]
+            fixed = tokens[own][chosen]
+            self.canvas[b, where] = fixed
+            self.confidence[b, where] = sure[own][chosen].masked_fill(fixed == self.mask, torch.nan)
+            self.decided[b, where] = torch.where(fixed == self.mask, -1, step)
+
+    def _lottery(self, rows: Tensor, steps: dict[int, Step]) -> Tensor:
+        """The random order: each masked position of the block is drawn with the step's share, in the last one all."""
+        drawn = torch.zeros_like(rows)
+        for b, step in steps.items():
+            chance = 1.0 if step.last else step.share
+            luck = torch.rand(self.lengths[b], generator=self.generators[b]) < chance
+            drawn[b, step.start:step.stop] = luck[step.start:step.stop]
+        return drawn
+
+    def _score(self, sequence: Tensor, position: Tensor, active: list[int], first: bool) -> tuple[Tensor, Tensor]:
+        """Candidate and confidence of each masked position, [M] both, on the CPU."""
+        config = self.config
+        logits = self.layout.logits(self.canvas, sequence, position, active)
+        device = logits.device
+        if self.allowed is not None:
+            table, group = self.allowed
+            logits = logits.masked_fill(~table[group[sequence, position]].to(device), -torch.inf)
+        if config.temperature > 0:
+            logits = logits / config.temperature
+        if config.top_p is not None and config.top_p < 1:
+            logits = filters.keep_top_p(logits, config.top_p)
+        if config.top_k is not None:
+            logits = filters.keep_top_k(logits, config.top_k)
+        if config.repetition_penalty != 1 and not first:
+            said = self.canvas.masked_fill(self.given | (self.canvas == self.mask), 0)[sequence].to(device)
+            logits = filters.repetition_penalty(logits, said, config.repetition_penalty)
+        if config.position_penalty != 1:
+            logits = self._position_penalty(logits, sequence, position)
+        probabilities = logits.softmax(-1)
+        if config.temperature > 0:
+            tokens = filters.draw(probabilities, self._uniform(sequence).to(device))
+        else:
+            tokens = probabilities.argmax(-1)
+        return tokens.cpu(), filters.confidence(probabilities, tokens, config.algorithm).cpu()
+
+    def _position_penalty(self, logits: Tensor, sequence: Tensor, position: Tensor) -> Tensor:
+        config, device = self.config, logits.device
+        counts = sequence.bincount(minlength=len(self.lengths))
+        rows = counts[sequence]
+        if config.position_penalty_mode == "fixed":
+            return filters.fixed_penalty(logits, position.to(device), rows.to(device), config.position_penalty,
+                                         config.position_free)
+        rank = torch.arange(len(sequence)) - (counts.cumsum(0) - counts)[sequence]
+        return filters.ramp_penalty(logits, rank.to(device), rows.to(device), config.position_penalty,
+                                    config.position_free)
+
+    def _uniform(self, sequence: Tensor) -> Tensor:
+        counts = sequence.bincount(minlength=len(self.lengths)).tolist()
+        return torch.cat([torch.rand(n, generator=g) for n, g in zip(counts, self.generators)])
+
+    def _choose(self, position: Tensor, sure: Tensor, step: Step, generator: torch.Generator) -> Tensor:
+        """Which of one sequence's rows are fixed in this step."""
+        config = self.config
+        if config.algorithm == "random":
+            return torch.arange(len(position))
+        inside = (position >= step.start) & (position < step.stop)
+        sure = sure.masked_fill(~inside, -torch.inf)
+        count = step.count(int(inside.sum()))
+        if config.threshold is not None:
+            count = max(count, int((sure >= config.threshold).sum()))
+        if config.confidence_temperature > 0:  # the surest k of Gumbel-perturbed = k draws without replacement
+            noise = -torch.empty_like(sure).exponential_(generator=generator).log()
+            sure = sure / config.confidence_temperature + noise
+        # A block that a pre-filled token has shortened may be done before its last step; the step then fixes a token
+        # of a later block, as released.
+        return sure.topk(min(count, len(sure))).indices
+
+
+class _Layout:
+    """Where prompts and answers lie in the model's input, and where their logits are read.
+
+    Prompts end and answers begin at column `left` in every row, so rows are padded on both sides. With guidance the
+    unconditional rows follow the conditional ones.
+    """
+
+    def __init__(self, model: Denoiser, config: DecodingConfig, prompts: list[Tensor], valid: Tensor) -> None:
+        self.model, self.config, self.valid = model, config, valid
+        self.batch, self.guided = len(prompts), config.guided()
+        sizes = [len(p) for p in prompts]
+        rows = prompts
+        if self.guided:
+            blank = _embedded(model, _guidance_prompts(config, self.batch), None)
+            rows = prompts + blank
+            sizes = sizes + (self._released_sizes(sizes, blank) if config.guidance_alignment == "released"
+                             else [len(p) for p in blank])
+        self.left, answer = max(sizes), valid.shape[1]
+        first = self.left - torch.tensor(sizes)  # column where each row's content begins
+        starts = first + torch.tensor([len(p) for p in rows])  # column where its answer begins
+        column = torch.arange(self.left + answer)
+        inside = (column >= first[:, None]) & (column < self.left + valid.sum(1).repeat(1 + self.guided)[:, None])
+        device = model.device
+        self.embeds = torch.zeros(len(rows), len(column), model.config.hidden_size, dtype=rows[0].dtype, device=device)
+        for row, prompt in enumerate(rows):
+            self.embeds[row, first[row]:starts[row]] = prompt
+        self.first, self.starts = first, starts
+        self.segments = None if inside.all() else torch.where(inside, 0, PADDING).to(device)
+        self.positions = None if inside.all() else (column - first[:, None]).clamp_min(0).to(device)
+
+    @staticmethod
+    def _released_sizes(sizes: list[int], blank: list[Tensor]) -> list[int]:
+        for size, prompt in zip(sizes, blank):
+            if size < len(prompt):
+                raise ConfigError(f"released guidance needs a prompt at least as long as the unconditional one "
+                                  f"({size} < {len(prompt)} tokens); use guidance_alignment='aligned'")
+        return sizes
+
+    def logits(self, canvas: Tensor, sequence: Tensor, position: Tensor, active: list[int]) -> Tensor:
+        """Float32 logits [M,V] for answer `position` [M] of `sequence` [M]; only `active` sequences are run."""
+        rows = torch.tensor(active + [self.batch + b for b in active] * self.guided)
+        embeds = self.embeds[rows.to(self.embeds.device)]
+        row, place = self.valid[rows % self.batch].nonzero(as_tuple=True)
+        ids = canvas[rows % self.batch][row, place].to(embeds.device)
+        embeds[row, self.starts[rows[row]] + place] = self.model.embed(ids).to(embeds.dtype)
+        hidden = self.model(inputs_embeds=embeds, hidden_only=True,
+                            segment_ids=None if self.segments is None else self.segments[rows],
+                            position_ids=None if self.positions is None else self.positions[rows]).hidden
+        index = torch.zeros(self.batch, dtype=torch.long)
+        index[active] = torch.arange(len(active))
+        conditional = self._read(hidden, index[sequence], self.first[sequence], position)
+        if not self.guided:
+            return conditional
+        blank = self._read(hidden, index[sequence] + len(active), self.first[sequence + self.batch], position)
+        return guidance.combine(conditional, blank, self.config.guidance_scale, self.config.guidance_alignment)
+
+    def _read(self, hidden: Tensor, row: Tensor, first: Tensor, position: Tensor) -> Tensor:
+        """Shifted: a token is predicted at the position before it; the very first of all, at its own."""
+        return self.model.lm_head(hidden[row, torch.maximum(self.left + position - 1, first)]).float()
+
+
+def _embedded(model: Denoiser, ids: Any, embeds: Any) -> list[Tensor]:
+    """Prompts as a list of embeddings [P_i,H]."""
+    if embeds is not None:
+        prompts = [embeds] if isinstance(embeds, Tensor) and embeds.dim() == 2 else list(embeds)
+        return [p.to(model.device) for p in prompts]
+    if ids is None:
+        raise ConfigError("decode needs prompt_ids or prompt_embeds")
+    return [model.embed(row.to(model.device)) for row in _rows(ids)]
+
+
+def _rows(ids: Any) -> list[Tensor]:
+    """Ids [P], [B,P] or B lists of ids -> B tensors [P_i]."""
+    single = ids.dim() == 1 if isinstance(ids, Tensor) else not len(ids) or not hasattr(ids[0], "__len__")
+    return [torch.as_tensor(row, dtype=torch.long) for row in ([ids] if single else ids)]
+
+
+def _guidance_prompts(config: DecodingConfig, batch: int) -> list[Tensor]:
+    rows = _rows(config.guidance_prompt_ids)
+    if len(rows) not in (1, batch):
+        raise ConfigError(f"guidance_prompt_ids: {len(rows)} prompts for {batch} sequences; give one, or one for each")
+    return rows * (batch // len(rows))
+
+
+def _canvases(config: DecodingConfig, mask: int, batch: int, canvas: Canvas | Sequence[Canvas] | None,
+              lengths: int | Sequence[int] | None) -> list[Canvas]:
+    if canvas is not None:
+        canvases = [canvas] * batch if isinstance(canvas, Canvas) else list(canvas)
+    else:
+        lengths = config.length if lengths is None else lengths
+        if lengths is None:
+            raise ConfigError("length is None: set it, or give decode lengths or a canvas")
+        sizes = [lengths] * batch if isinstance(lengths, int) else [int(n) for n in lengths]
+        if min(sizes) < 1:
+            raise ConfigError(f"lengths: expected at least 1 token each, got {sizes}")
+        canvases = [Canvas(torch.full((n,), mask)) for n in sizes]
+    if len(canvases) != batch:
+        raise ConfigError(f"{len(canvases)} answers (canvas or lengths) for {batch} prompts")
+    return canvases

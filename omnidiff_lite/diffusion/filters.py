@@ -1,0 +1,78 @@
+"""What happens to the logits of masked positions: filters, penalties, the candidate and its confidence.
+
+All work on rows [M,V], one for each masked position of a batch, and are applied in the order of this file
+(generation_utils.py:59-117 of the released code).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+DROPPED = torch.finfo(torch.float32).min  # as released: the lowest finite number, so that a row never becomes NaN
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Keep the likeliest tokens until their mass exceeds `p`; the one that crosses stays."""
+    ordered, order = logits.sort(dim=-1, descending=True)
+    before = ordered.softmax(-1).cumsum(-1).roll(1, dims=-1)
+    before[..., 0] = 0
+    return logits.masked_fill(torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before > p), DROPPED)
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Drop what is strictly below the k-th largest logit of the row."""
+    kth = logits.topk(min(k, logits.shape[-1]), dim=-1).values[..., -1:]
+    return logits.masked_fill(logits < kth, DROPPED)
+
+
+def penalise(logits: Tensor, factor: Tensor | float) -> Tensor:
+    """Push logits down by a factor > 1 whatever their sign: negative ones times it, others divided by it."""
+    return torch.where(logits < 0, logits * factor, logits / factor)
+
+
+def repetition_penalty(logits: Tensor, generated: Tensor, factor: float) -> Tensor:
+    """Penalise once each id in `generated` [M,K]. Entries 0 say nothing: id 0 is never penalised, as released."""
+    values = logits.gather(-1, generated)
+    return logits.scatter(-1, generated, torch.where(generated != 0, penalise(values, factor), values))
+
+
+def ramp_penalty(logits: Tensor, rank: Tensor, rows: Tensor, largest: float, free: int) -> Tensor:
+    """Released position penalty: row `free` + j of the n still masked is divided by 1 + (largest - 1) j / (n - free).
+
+    `rank` [M]: number of the row among its sequence's masked ones; `rows` [M]: their number n. None while n <= free.
+    """
+    slope = (rank - free).clamp_min(0) / (rows - free).clamp_min(1)
+    return penalise(logits, torch.where(rows > free, 1 + (largest - 1) * slope, 1.0)[:, None])
+
+
+def fixed_penalty(logits: Tensor, position: Tensor, rows: Tensor, gamma: float, free: int) -> Tensor:
+    """Position penalty of section 3.4: the logits of all but the first `free` positions times gamma (0.5, < 1).
+
+    "In the early stages" is read as: while more than `free` tokens are masked (the paper does not say how long).
+    """
+    return torch.where(((position >= free) & (rows > free))[:, None], logits * gamma, logits)
+
+
+def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """One token a row by inverting the distribution function at `uniform` [M] in 0..1."""
+    mass = probabilities.cumsum(-1)
+    token = torch.searchsorted(mass, uniform[:, None] * mass[:, -1:], right=True).squeeze(-1)
+    # At a rounding edge the search may end beyond, or on a token of no mass: then the likeliest.
+    token = token.clamp_max(probabilities.shape[-1] - 1)
+    empty = probabilities.gather(-1, token[:, None]).squeeze(-1) == 0
+    return torch.where(empty, probabilities.argmax(-1), token)
+
+
+def confidence(probabilities: Tensor, tokens: Tensor, algorithm: str) -> Tensor:
+    """How sure each row is, higher = surer, [M]; of the filtered and penalised distribution.
+
+    "confidence" (and "random"): the candidate's probability. "margin": first minus second. "entropy": minus the
+    entropy, sum p log p (equation 2).
+    """
+    if algorithm == "margin":
+        first, second = probabilities.topk(2, dim=-1).values.unbind(-1)
+        return first - second
+    if algorithm == "entropy":
+        return (probabilities * (probabilities + 1e-10).log()).sum(-1)
+    return probabilities.gather(-1, tokens[:, None]).squeeze(-1)

@@ -1,0 +1,51 @@
+"""How many tokens each decoding step fixes, and where; the adaptive length of section 3.4."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+ADAPTIVE_LENGTH = {"tts": 3.5, "asr": 0.2}  # mask tokens per text token, and per speech token (section 3.4)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step in the block [start, stop) of the answer: fix `share` of its masks, or all in its `last` step."""
+
+    start: int
+    stop: int
+    share: float
+    last: bool
+
+    def count(self, masks: int) -> int:
+        """Tokens to fix of `masks` in the block: cut in float32 as released, at least 1."""
+        return max(masks if self.last else int(np.float32(masks) * np.float32(self.share)), 1)
+
+
+def plan(length: int, masks: int, steps: int, eps: float = 1e-3, block_length: int | None = None) -> list[Step]:
+    """All steps of one answer of `length` tokens, of which `masks` are undecided at the start.
+
+    Time runs in equal strides from 1 to `eps` within each block; a stride from t to s fixes the share 1 - s/t of what
+    is left, so about equally many tokens in each step. Blocks get their proportional part of `steps`, cut in float32
+    as released: 0 is possible, and leaves that block masked. As many blocks are visited as `masks` fill.
+    """
+    block = length if block_length is None else block_length
+    steps = min(steps, length)
+    result = []
+    for start in range(0, math.ceil(masks / block) * block, block):
+        stop = min(start + block, length)
+        here = int(np.float32(max(stop - start, 0)) / np.float32(length) * np.float32(steps))
+        times = torch.linspace(1, eps, here + 1)
+        shares = (1 - times[1:] / times[:-1]).tolist()
+        result += [Step(start, stop, share, i == here - 1) for i, share in enumerate(shares)]
+    return result
+
+
+def adaptive_length(task: str, tokens: int) -> int:
+    """Initial number of masks: 3.5 per text token for "tts", 0.2 per speech token for "asr"; at least 1."""
+    if task not in ADAPTIVE_LENGTH:
+        raise ValueError(f"task {task!r} has no adaptive length; {', '.join(ADAPTIVE_LENGTH)} have")
+    return max(int(ADAPTIVE_LENGTH[task] * tokens), 1)

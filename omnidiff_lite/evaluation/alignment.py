@@ -1,0 +1,95 @@
+"""Generated pictures against their prompts: CLIP-T, CLIP-I, and what is really in them.
+
+Emu2's protocol (section 4 of the paper refers to it): CLIP-T is the mean cosine of prompt and generated picture,
+CLIP-I that of generated and real picture. On the embedded world a picture can also be read back into a scene, and
+compared object by object: that needs no learned judge. A picture that did not come counts 0 everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import PIL.Image
+
+from omnidiff_lite.chat import Sample
+from omnidiff_lite.config import WorldConfig
+from omnidiff_lite.evaluation.judges import Judges
+from omnidiff_lite.evaluation.records import Record, measured
+from omnidiff_lite.evaluation.requests import Model, Settings, ask, meta, reference_images
+from omnidiff_lite.evaluation.statistics import Estimate, mean_interval
+from omnidiff_lite.tokenizers.image import ImageTokenizer, prepare, to_image
+from omnidiff_lite.world.captions import verdict
+from omnidiff_lite.world.scenes import Scene
+
+TABLE = "table2_vision"
+
+
+def evaluate_t2i(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings = Settings(), *,
+                 world: WorldConfig | None = None) -> tuple[list[Record], pd.DataFrame]:
+    """Text to image (meta "caption"; the answer's picture is the real one). Columns clip_t, clip_i, image_missing;
+    with `world`, and meta "scene", also image_objects_right, image_attributes_right, ... in percent."""
+    return _evaluate(model, judges, samples, settings, world, "t2i", "")
+
+
+def evaluate_s2i(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings = Settings(), *,
+                 world: WorldConfig | None = None) -> tuple[list[Record], pd.DataFrame]:
+    """Speech to image: as `evaluate_t2i`, columns with the prefix s2i_."""
+    return _evaluate(model, judges, samples, settings, world, "s2i", "s2i_")
+
+
+def _evaluate(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings, world: WorldConfig | None,
+              task: str, prefix: str) -> tuple[list[Record], pd.DataFrame]:
+    pictures = [answer.image for answer in ask(model, samples, settings, to="image", task=task)]
+    scores, items = score_pictures(judges, pictures, samples, settings, world=world)
+    return measured(TABLE, settings.row, settings.seed, {prefix + k: v for k, v in scores.items()}), items
+
+
+def evaluate_pictures(judges: Judges, pictures: Sequence[PIL.Image.Image | None], samples: Sequence[Sample],
+                      settings: Settings = Settings(row="real data (ceiling)"), *, world: WorldConfig | None = None
+                      ) -> tuple[list[Record], pd.DataFrame]:
+    """The same scores of given pictures. Ceilings: the real ones, or `reconstruct`ed ones; floor: `mismatched` ones."""
+    scores, items = score_pictures(judges, pictures, samples, settings, world=world)
+    return measured(TABLE, settings.row, settings.seed, scores), items
+
+
+def score_pictures(judges: Judges, pictures: Sequence[PIL.Image.Image | None], samples: Sequence[Sample],
+                   settings: Settings, *, world: WorldConfig | None = None
+                   ) -> tuple[dict[str, Estimate], pd.DataFrame]:
+    """Estimates by column, and the per-item table: caption, missing, clip_t, clip_i, and `*_right` with `world`."""
+    captions = [meta(sample, "caption") for sample in samples]
+    drawn = [i for i, picture in enumerate(pictures) if picture is not None]
+    kept, real = [pictures[i] for i in drawn], reference_images([samples[i] for i in drawn], settings)
+    items = pd.DataFrame({"caption": captions, "missing": True, "clip_t": 0.0, "clip_i": 0.0})
+    items.loc[drawn, "missing"] = False
+    items.loc[drawn, "clip_t"] = judges.clip_t.similarity([captions[i] for i in drawn], kept)
+    items.loc[drawn, "clip_i"] = judges.clip_i.image_similarity(kept, real)
+    how = settings.resampling
+    scores = {name: mean_interval(items[name], **how) for name in ("clip_t", "clip_i")}
+    scores["image_missing"] = mean_interval(items["missing"], **how).scaled(100)
+    if world is not None:
+        facts = pd.DataFrame([read_picture(p, meta(s, "scene"), world) for p, s in zip(pictures, samples)])
+        items = items.join(facts)
+        scores |= {f"image_{name}": mean_interval(items[name], **how).scaled(100) for name in facts}
+    return scores, items
+
+
+def read_picture(picture: PIL.Image.Image | None, scene: dict, world: WorldConfig) -> dict[str, bool]:
+    """What of the scene is really in the picture (keys as `world.captions.verdict`); nothing where it is missing."""
+    from omnidiff_lite.evaluation.scene_analysis import score
+
+    if picture is None:
+        return verdict(False, False, False, False)
+    return score(picture, Scene.from_dict(scene), world)
+
+
+def reconstruct(tokenizer: ImageTokenizer, pictures: Sequence[PIL.Image.Image]) -> list[PIL.Image.Image]:
+    """Pictures through image tokens and back: what a model with perfect tokens would draw."""
+    size, device = tokenizer.config.generation_size, next(tokenizer.parameters()).device
+    return [to_image(tokenizer.decode(tokenizer.encode(prepare(picture, size)[None].to(device)))[0])
+            for picture in pictures]
+
+
+def mismatched(pictures: Sequence[PIL.Image.Image]) -> list[PIL.Image.Image]:
+    """Each prompt with the next prompt's picture: what CLIP gives to a picture of something else."""
+    return [*pictures[1:], pictures[0]]

@@ -1,0 +1,47 @@
+"""Open questions, typed or spoken: is the answer right, and does the voice say what the text says?
+
+The paper shows such answers (figure 4) and gives no figure; on the embedded world each has one short answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from omnidiff_lite.chat import TASKS, Sample
+from omnidiff_lite.evaluation.records import Record, measured, missing
+from omnidiff_lite.evaluation.requests import Model, Settings, ask, meta
+from omnidiff_lite.evaluation.speech import Recogniser, compare, normalize_libritts, transcribe_all, wer
+from omnidiff_lite.evaluation.statistics import mean_interval
+
+
+def evaluate_answers(model: Model, samples: Sequence[Sample], settings: Settings = Settings(), *, task: str,
+                     judge: Recogniser | None = None, table: str = "table2_vision"
+                     ) -> tuple[list[Record], pd.DataFrame]:
+    """Tasks text_qa, vqa, sqa, svqa (meta "answer"). Column <task>_right: percent of answers equal to the reference,
+    case and punctuation aside. With `judge`, for tasks that answer aloud: <task>_spoken_right, of what is heard, and
+    <task>_voice_wer, between the text and the voice of one answer (of answers with a text; a silent one is all wrong).
+    """
+    outputs = TASKS[task].outputs if judge else ("text",)
+    answers = ask(model, samples, settings, to=outputs, task=task)
+    items = pd.DataFrame({"question": [s.meta.get("question", "") for s in samples],
+                          "answer": [meta(s, "answer") for s in samples],
+                          "prediction": [a.text or "" for a in answers]})
+    items["right"] = _same(items["prediction"], items["answer"])
+    scores = {f"{task}_right": mean_interval(items["right"], **settings.resampling).scaled(100)}
+    if judge is None or "speech" not in outputs:
+        return measured(table, settings.row, settings.seed, scores), items
+    items["heard"] = transcribe_all(judge, [a.speech for a in answers])
+    items["spoken_right"] = _same(items["heard"], items["answer"])
+    scores[f"{task}_spoken_right"] = mean_interval(items["spoken_right"], **settings.resampling).scaled(100)
+    said = items[items["prediction"].map(lambda text: bool(normalize_libritts(text)))]
+    if said.empty:
+        return measured(table, settings.row, settings.seed, scores) + [
+            missing(table, settings.row, f"{task}_voice_wer", "no answer had a text")], items
+    scores[f"{task}_voice_wer"] = wer(compare(said["prediction"], said["heard"], "libritts"), settings)
+    return measured(table, settings.row, settings.seed, scores), items
+
+
+def _same(predictions: pd.Series, answers: pd.Series) -> list[bool]:
+    return [normalize_libritts(p) == normalize_libritts(a) for p, a in zip(predictions, answers)]

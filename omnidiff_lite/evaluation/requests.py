@@ -1,0 +1,140 @@
+"""Test samples to model requests and answers; every evaluation asks the model through `ask`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import PIL.Image
+
+from omnidiff_lite.chat import AUDIO, IMAGE, T2I_PROMPTS, TASKS, ChatError, Sample
+from omnidiff_lite.config import Preset
+from omnidiff_lite.data.media import load_image_ref, load_speech_ref
+from omnidiff_lite.media import Image, Part, Speech, Text, Waveform
+
+CHUNK = 256  # samples whose media are in memory at once
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to evaluate, but for the task's own switches. `row` names the method in the tables."""
+
+    row: str = "diffusion"
+    seed: int = 0
+    batch: int = 16
+    bootstrap: int = 1000
+    decoding: Mapping[str, Any] | None = None  # fields of DecodingConfig that differ from the model's own
+    root: str | Path | None = None  # where relative media paths begin
+    image_sizes: tuple[int | None, int | None] = (None, None)  # pixels of a drawn picture in a question, in an answer
+
+    @classmethod
+    def of(cls, preset: Preset, **changes: Any) -> Settings:
+        """A preset's batch size, number of resamples and picture sizes."""
+        sizes = preset.image_tokenizer.understanding_size, preset.image_tokenizer.generation_size
+        return cls(**{"batch": preset.evaluation.batch, "bootstrap": preset.evaluation.bootstrap, "image_sizes": sizes,
+                      **changes})
+
+    @property
+    def resampling(self) -> dict[str, int]:
+        """Keyword arguments of the functions in `statistics`."""
+        return {"samples": self.bootstrap, "seed": self.seed}
+
+
+class Answer(Protocol):
+    """What a model gives back; a modality that it was asked for and failed to give is None or empty."""
+
+    text: str | None
+    speech: Waveform | None
+    image: PIL.Image.Image | None
+    ids: Sequence[int]  # the decoded canvas: its length is what throughput counts
+
+
+class Model(Protocol):
+    """The one call that evaluation needs: `OmniDiffusion`, the autoregressive twin, or a test's stand-in."""
+
+    def generate_many(self, requests: list[list[Part]], to: str | Sequence[str], task: str | None = None,
+                      decoding: Mapping[str, Any] | None = None, seed: int = 0, batch_size: int = 16
+                      ) -> Sequence[Answer]: ...
+
+
+def ask(model: Model, samples: Sequence[Sample], settings: Settings, *, to: str | Sequence[str], task: str
+        ) -> list[Answer]:
+    """One answer a sample, in order. The seed moves on with the position, so that chunks do not share their noise."""
+    answers: list[Answer] = []
+    for start in range(0, len(samples), CHUNK):
+        requests = requests_of(samples[start:start + CHUNK], settings.root, settings.image_sizes[0])
+        answers += model.generate_many(requests, to=to, task=task, decoding=settings.decoding,
+                                       seed=settings.seed + start, batch_size=settings.batch)
+    if len(answers) != len(samples):
+        raise RuntimeError(f"the model gave {len(answers)} answers to {len(samples)} requests")
+    return answers
+
+
+def requests_of(samples: Sequence[Sample], root: str | Path | None = None, size: int | None = None) -> list[list[Part]]:
+    """The user's side of each sample: its text without the task's prompt (the model adds it), speech and pictures.
+
+    Media are loaded, pictures of the world drawn at `size` pixels; what belongs to the reference answer is left out.
+    Raises `MediaError` naming an unreadable one.
+    """
+    return [_request(sample, root, size) for sample in samples]
+
+
+def _request(sample: Sample, root: str | Path | None, size: int | None) -> list[Part]:
+    text = user_text(sample)
+    images, audios = media_refs(sample, "user")
+    return ([Text(text)] if text else []) + [Speech(load_speech_ref(ref, root)) for ref in audios] + [
+        Image(load_image_ref(ref, root, size)) for ref in images]
+
+
+def user_text(sample: Sample) -> str:
+    """What the user wrote: "{text}" of the task's format, found again in the sample's messages."""
+    content = "\n".join(m["content"] for m in sample.messages if m["role"] == "user")
+    content = content.replace(IMAGE, "").replace(AUDIO, "").strip()
+    form = TASKS.get(sample.task or "")
+    if form is None:
+        return content
+    if "{text}" not in form.user:
+        return ""
+    first, _, rest = content.partition("\n")
+    return rest if rest and first in (form.user.partition("\n")[0], *T2I_PROMPTS) else content
+
+
+def media_refs(sample: Sample, role: str) -> tuple[list[str], list[str]]:
+    """The image and audio references in the turns of `role` ("user": what is asked, "assistant": the answer).
+
+    Raises `ChatError` where the messages' placeholders and the references differ in number.
+    """
+    return (_refs_of(sample, IMAGE, sample.images, role), _refs_of(sample, AUDIO, sample.audios, role))
+
+
+def _refs_of(sample: Sample, token: str, refs: Sequence[str], role: str) -> list[str]:
+    owners = [m["role"] for m in sample.messages for _ in range(m["content"].count(token))]
+    if len(owners) != len(refs):
+        raise ChatError(f"a {sample.task} sample has {len(owners)} {token} in its messages but {len(refs)} references")
+    return [ref for owner, ref in zip(owners, refs) if owner == role]
+
+
+def reference_images(samples: Sequence[Sample], settings: Settings = Settings()) -> list[PIL.Image.Image]:
+    """The picture in each sample's answer: what text-to-image is compared with."""
+    return [load_image_ref(_only(media_refs(s, "assistant")[0], s, "picture"), settings.root, settings.image_sizes[1])
+            for s in samples]
+
+
+def reference_speech(samples: Sequence[Sample], settings: Settings = Settings()) -> list[Waveform]:
+    """The recording in each sample's answer."""
+    return [load_speech_ref(_only(media_refs(s, "assistant")[1], s, "recording"), settings.root) for s in samples]
+
+
+def _only(refs: list[str], sample: Sample, what: str) -> str:
+    if len(refs) != 1:
+        raise ValueError(f"a {sample.task} sample's answer needs one {what}, this one has {len(refs)}")
+    return refs[0]
+
+
+def meta(sample: Sample, key: str) -> Any:
+    """`sample.meta[key]`. Raises `ValueError` naming what the sample lacks."""
+    if key not in sample.meta:
+        raise ValueError(f"a {sample.task} test sample needs meta {key!r}; it has {', '.join(sample.meta) or 'none'}")
+    return sample.meta[key]

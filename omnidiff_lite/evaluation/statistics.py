@@ -1,0 +1,135 @@
+"""Bootstrap intervals over test items: means, ratios such as corpus WER, any figure made of sums, differences.
+
+Every metric of the kit is a function of per-item sums (errors and words; true and false positives; n-gram matches),
+so one resampler serves them all: draw items with replacement, add their rows up, apply the metric to the sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+LEVEL = 0.95
+_CELLS = 4_000_000  # resampling counts held at once: 32 MB
+
+Statistic = Callable[[NDArray], NDArray]  # sums [..., k] -> values [...]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its interval; `n` items were measured."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def scaled(self, factor: float) -> Estimate:
+        """The same in another unit (100 for percent)."""
+        return replace(self, value=self.value * factor, low=self.low * factor, high=self.high * factor)
+
+
+def bootstrap_interval(items: ArrayLike, statistic: Statistic, *, groups: Sequence | None = None,
+                       strata: Sequence | None = None, samples: int = 1000, level: float = LEVEL,
+                       seed: int = 0) -> Estimate:
+    """Percentile bootstrap of `statistic(items.sum(0))`.
+
+    items: [n, k], one row an item. `groups` [n]: items that share a picture or a speaker are drawn together.
+    `strata` [n]: the number of items (or groups) of each stratum stays as it is (MME's subtasks). Draws in which the
+    statistic is undefined (NaN) are left out. With fewer than about 20 items the interval is too narrow, as every
+    bootstrap's is. Raises `ValueError` where there are no items or the statistic is undefined on them.
+    """
+    rows = np.asarray(items, dtype=np.float64)
+    if rows.ndim != 2 or not len(rows):
+        raise ValueError(f"items must be a non-empty [n, k] array, got shape {rows.shape}")
+    count, labels = len(rows), np.zeros(len(rows)) if strata is None else np.asarray(strata)
+    if groups is not None:
+        rows, labels = _grouped(rows, labels, np.asarray(groups))
+    value = float(statistic(rows.sum(axis=0)))
+    if np.isnan(value):
+        raise ValueError("the statistic is undefined on these items (a zero denominator?)")
+    draws = statistic(_resampled_sums(rows, labels, samples, np.random.default_rng(seed)))
+    tail = (1 - level) / 2
+    low, high = np.nanquantile(draws, [tail, 1 - tail]) if not np.isnan(draws).all() else (value, value)
+    return Estimate(value, min(float(low), value), max(float(high), value), count)
+
+
+def ratio(sums: NDArray) -> NDArray:
+    """sums[..., 0] / sums[..., 1]; NaN where the denominator is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(sums[..., 1] > 0, sums[..., 0] / sums[..., 1], np.nan)
+
+
+def ratio_interval(numerators: ArrayLike, denominators: ArrayLike, **how: object) -> Estimate:
+    """Ratio of sums over items: corpus WER from errors and words per item. `how` as `bootstrap_interval`."""
+    return bootstrap_interval(np.column_stack([numerators, denominators]), ratio, **how)
+
+
+def mean_interval(values: ArrayLike, **how: object) -> Estimate:
+    """Mean over items. Where all items are right, or all wrong, resampling shows no spread: then the exact binomial
+    bound (Clopper-Pearson) stands in for the open end, so that 0 of 8 reads [0, 0.37] and not [0, 0]."""
+    values = np.asarray(values, dtype=np.float64)
+    estimate = ratio_interval(values, np.ones(len(values)), **how)
+    if estimate.value in (0.0, 1.0) and (values == estimate.value).all():
+        independent = len(set(how["groups"])) if how.get("groups") is not None else len(values)
+        reach = 1 - ((1 - how.get("level", LEVEL)) / 2) ** (1 / independent)
+        return replace(estimate, low=max(0.0, estimate.value - reach), high=min(1.0, estimate.value + reach))
+    return estimate
+
+
+def paired_difference(a: ArrayLike, b: ArrayLike, words_a: ArrayLike | None = None, words_b: ArrayLike | None = None,
+                      **how: object) -> Estimate:
+    """mean(a) - mean(b) over the same items, or the difference of two ratios where `words_*` are given.
+
+    Both systems are resampled by the same draws, so what the items have in common cancels. An interval that does not
+    hold 0 is a difference at the level asked.
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"paired items differ in number: {len(a)} and {len(b)}")
+    ones = np.ones(len(a))
+    items = np.column_stack([a, ones if words_a is None else words_a, b, ones if words_b is None else words_b])
+    return bootstrap_interval(items, lambda sums: ratio(sums[..., :2]) - ratio(sums[..., 2:]), **how)
+
+
+def median_interval(values: ArrayLike, *, samples: int = 1000, level: float = LEVEL, seed: int = 0) -> Estimate:
+    """Median, for timings: one slow run does not move it."""
+    values = np.asarray(values, dtype=np.float64)
+    draws = np.random.default_rng(seed).choice(values, size=(samples, len(values)))
+    tail = (1 - level) / 2
+    low, high = np.quantile(np.median(draws, axis=1), [tail, 1 - tail])
+    return Estimate(float(np.median(values)), float(low), float(high), len(values))
+
+
+def seed_interval(values: ArrayLike, level: float = LEVEL) -> Estimate:
+    """Mean over runs with different seeds, Student's t: a handful of runs is too few to resample."""
+    from scipy import stats
+
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) < 2:
+        raise ValueError("an interval over seeds needs at least two runs")
+    reach = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return Estimate(float(values.mean()), float(values.mean() - reach), float(values.mean() + reach), len(values))
+
+
+def _grouped(rows: NDArray, labels: NDArray, groups: NDArray) -> tuple[NDArray, NDArray]:
+    """One row a group: the sum of its items, with the stratum of its first."""
+    _, first, member = np.unique(groups, return_index=True, return_inverse=True)
+    summed = np.zeros((len(first), rows.shape[1]))
+    np.add.at(summed, member, rows)
+    return summed, labels[first]
+
+
+def _resampled_sums(rows: NDArray, labels: NDArray, samples: int, rng: np.random.Generator) -> NDArray:
+    """Sums over `samples` draws with replacement, [samples, k]; drawn as counts, so a draw is one matrix product."""
+    total = np.zeros((samples, rows.shape[1]))
+    for label in np.unique(labels):
+        members = rows[labels == label]
+        chances = np.full(len(members), 1 / len(members))
+        for start in range(0, samples, step := max(1, _CELLS // len(members))):
+            stop = min(samples, start + step)
+            total[start:stop] += rng.multinomial(len(members), chances, size=stop - start) @ members
+    return total

@@ -1,0 +1,212 @@
+"""Table 2, understanding: POPE, MME-Perception, SEED-Bench-2-Plus and captioning.
+
+Scores are functions of sums over items, so that each has its bootstrap interval; questions about one picture are
+resampled together. An answer that is empty, or neither of the answers asked for, is wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from omnidiff_lite.chat import Sample
+from omnidiff_lite.evaluation.cider import cider_scores
+from omnidiff_lite.evaluation.records import Record, measured
+from omnidiff_lite.evaluation.requests import Model, Settings, ask, media_refs, meta
+from omnidiff_lite.evaluation.speech import Recogniser, transcribe_all
+from omnidiff_lite.evaluation.statistics import Estimate, bootstrap_interval, mean_interval, ratio
+from omnidiff_lite.world.captions import matches, wordings
+from omnidiff_lite.world.scenes import Scene
+
+TABLE = "table2_vision"
+
+
+def yes_or_no(text: str | None) -> str:
+    """The first word of an answer if it is "yes" or "no", else "other" (MME's own scoring)."""
+    word = re.search(r"[a-z]+", re.sub(r"<\|.*?\|>", " ", text or "").lower())
+    return word.group() if word and word.group() in ("yes", "no") else "other"
+
+
+def chosen_letter(text: str | None) -> str:
+    """The option that an answer opens with: "B", "(b)", "b. blue", "B: blue"; "" where it opens with none.
+
+    A sentence is no choice: the article of "A red bar" does not choose A.
+    """
+    found = re.match(r"\s*\(?([A-Za-z])(?:\s*[).:,]|\s*$)", re.sub(r"<\|.*?\|>", "", text or ""))
+    return found.group(1).upper() if found else ""
+
+
+# --- POPE ------------------------------------------------------------------------------------------------------------
+
+POPE = ("accuracy", "precision", "recall", "f1", "yes")
+
+
+def pope_scores(answers: Sequence[str], predictions: Sequence[str | None], pictures: Sequence[str] | None = None,
+                settings: Settings = Settings()) -> dict[str, Estimate]:
+    """POPE's five figures in percent: accuracy, precision, recall, F1 (of "yes") and the share of "yes" answers.
+
+    An answer that is neither yes nor no is not right and not a "yes". Precision and F1 are 0 where nothing is "yes".
+    """
+    said = np.array([yes_or_no(text) for text in predictions])
+    truth = np.array([answer.strip().lower() for answer in answers])
+    yes, wanted, right = said == "yes", truth == "yes", said == truth
+    items = np.column_stack([right, yes & wanted, yes, wanted, np.ones(len(said))]).astype(float)
+    return {name: bootstrap_interval(items, lambda sums, i=i: _pope(sums)[..., i], groups=pictures,
+                                     **settings.resampling).scaled(100) for i, name in enumerate(POPE)}
+
+
+def _pope(sums: NDArray) -> NDArray:
+    """Sums of (right, true yes, said yes, wanted yes, questions) to the five figures, [..., 5]."""
+    right, hits, said, wanted, total = np.moveaxis(sums, -1, 0)
+    return np.stack([right / total, hits / np.maximum(said, 1), hits / np.maximum(wanted, 1),
+                     2 * hits / np.maximum(said + wanted, 1), said / total], axis=-1)
+
+
+def evaluate_pope(model: Model, samples: Sequence[Sample], settings: Settings = Settings(), *, name: str = "pope",
+                  task: str = "vqa", judge: Recogniser | None = None) -> tuple[list[Record], pd.DataFrame]:
+    """Yes/no questions about objects (meta "answer"). Columns `name`_accuracy, _precision, _recall, _f1, _yes."""
+    items = ask_questions(model, samples, settings, task=task, judge=judge)
+    scores = pope_scores(items["answer"], items["prediction"], items["picture"], settings)
+    items["right"] = [yes_or_no(p) == a.lower() for p, a in zip(items["prediction"], items["answer"])]
+    return measured(TABLE, settings.row, settings.seed, {f"{name}_{k}": v for k, v in scores.items()}), items
+
+
+# --- MME -------------------------------------------------------------------------------------------------------------
+
+
+def mme_scores(subtasks: Sequence[str], pictures: Sequence[str], right: Sequence[bool],
+               settings: Settings = Settings()) -> dict[str, Estimate]:
+    """MME's score of each subtask, accuracy + accuracy+ (0..200), and their sum "mme_p" (MME calculation.py).
+
+    accuracy: percent of questions; accuracy+: percent of pictures with both questions right. Raises `ValueError` where
+    a picture of a subtask has not two questions. n counts questions.
+    """
+    items = pd.DataFrame({"subtask": list(subtasks), "picture": list(pictures), "right": np.asarray(right, float)})
+    pairs = items.groupby(["subtask", "picture"], sort=True)["right"].agg(["count", "sum"]).reset_index()
+    if (pairs["count"] != 2).any():
+        odd = pairs[pairs["count"] != 2].iloc[0]
+        raise ValueError(f"MME asks two questions a picture; {odd.picture!r} of {odd.subtask} has {odd['count']}")
+    names = sorted(set(pairs["subtask"]))
+    points = np.where(pairs["sum"] == 2, 200.0, 50.0 * pairs["sum"])  # of one picture: accuracy + accuracy+
+    columns = np.column_stack([pairs["subtask"] == name for name in names]).astype(float)
+    rows = np.concatenate([columns * points[:, None], columns], axis=1)
+    scores = {}
+    for i, name in enumerate(names):
+        kept = columns[:, i] == 1
+        scores[f"mme_{name}"] = bootstrap_interval(rows[kept][:, [i, len(names) + i]], ratio, **settings.resampling)
+    scores["mme_p"] = bootstrap_interval(rows, lambda sums: (sums[..., :len(names)] / sums[..., len(names):]).sum(-1),
+                                         strata=pairs["subtask"], **settings.resampling)
+    return {name: Estimate(e.value, e.low, e.high, 2 * e.n) for name, e in scores.items()}
+
+
+def evaluate_mme(model: Model, samples: Sequence[Sample], settings: Settings = Settings(), *, table: str = TABLE,
+                 task: str = "vqa", judge: Recogniser | None = None) -> tuple[list[Record], pd.DataFrame]:
+    """MME's yes/no questions (meta "answer", "kind": the subtask), two a picture. Columns mme_<subtask>, mme_p (sum).
+
+    Spoken MME: samples of task svqa ask aloud; with `judge` the spoken answer counts, as the judge hears it.
+    """
+    items = ask_questions(model, samples, settings, task=task, judge=judge)
+    items["subtask"] = [meta(sample, "kind") for sample in samples]
+    items["right"] = [yes_or_no(p) == a.lower() for p, a in zip(items["prediction"], items["answer"])]
+    scores = mme_scores(items["subtask"], items["picture"], items["right"], settings)
+    return measured(table, settings.row, settings.seed, scores), items
+
+
+# --- SEED-Bench-2-Plus ------------------------------------------------------------------------------------------------
+
+
+def multiple_choice_accuracy(answers: Sequence[str], predictions: Sequence[str | None],
+                             pictures: Sequence[str] | None = None, settings: Settings = Settings()) -> Estimate:
+    """Percent of questions whose generated letter is the right one.
+
+    The benchmark's authors rank the options by likelihood instead, which a masked diffusion model has no exact form
+    of; the paper does not say how it scored.
+    """
+    right = [chosen_letter(p) == a.strip().upper() for p, a in zip(predictions, answers, strict=True)]
+    return mean_interval(right, groups=pictures, **settings.resampling).scaled(100)
+
+
+def evaluate_seed_bench(model: Model, samples: Sequence[Sample], settings: Settings = Settings(), *,
+                        task: str = "vqa") -> tuple[list[Record], pd.DataFrame]:
+    """Multiple choice over charts, maps and pages (meta "answer": a letter, or one of meta "choices").
+    Column seed2plus."""
+    items = ask_questions(model, samples, settings, task=task)
+    items["answer"] = [_letter(sample) for sample in samples]
+    score = multiple_choice_accuracy(items["answer"], items["prediction"], items["picture"], settings)
+    items["right"] = [chosen_letter(p) == a for p, a in zip(items["prediction"], items["answer"])]
+    return measured(TABLE, settings.row, settings.seed, {"seed2plus": score}), items
+
+
+def _letter(sample: Sample) -> str:
+    answer = meta(sample, "answer").strip()
+    return answer.upper() if len(answer) == 1 else chr(ord("A") + list(meta(sample, "choices")).index(answer))
+
+
+def ask_questions(model: Model, samples: Sequence[Sample], settings: Settings, *, task: str,
+                  judge: Recogniser | None = None) -> pd.DataFrame:
+    """Per item: picture (its number in meta "image", or its reference), question, answer, prediction ("" for none).
+
+    With `judge`, the model is asked for speech and the prediction is what the judge hears.
+    """
+    answers = ask(model, samples, settings, to=("text", "speech") if judge else "text", task=task)
+    texts = transcribe_all(judge, [a.speech for a in answers]) if judge else [a.text or "" for a in answers]
+    return pd.DataFrame({"picture": [str(s.meta.get("image", " ".join(media_refs(s, "user")[0]))) for s in samples],
+                         "question": [s.meta.get("question", "") for s in samples],
+                         "answer": [meta(s, "answer").strip() for s in samples], "prediction": texts})
+
+
+# --- captioning ------------------------------------------------------------------------------------------------------
+
+
+def bleu_statistics(hypothesis: str, references: Sequence[str]) -> list[float]:
+    """BLEU's sums of one caption: matches of 1- to 4-grams, n-grams, hypothesis length, reference length."""
+    from sacrebleu.metrics import BLEU
+
+    score = BLEU(lowercase=True, effective_order=True).sentence_score(hypothesis, list(references))
+    return [*score.counts, *score.totals, score.sys_len, score.ref_len]
+
+
+def bleu(sums: NDArray) -> NDArray:
+    """Corpus BLEU-4 (0..100) of sums [..., 10]; orders without a match are smoothed as sacrebleu does by default."""
+    matches, totals, length, reference = sums[..., :4], sums[..., 4:8], sums[..., 8], sums[..., 9]
+    halvings = 0.5 ** np.cumsum(matches == 0, axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precisions = np.where(matches > 0, matches, halvings) / totals
+        score = 100 * np.exp(np.log(precisions).mean(axis=-1) + np.minimum(0, 1 - reference / length))
+    return np.where((totals > 0).all(axis=-1) & (matches > 0).any(axis=-1), score, 0.0)
+
+
+def evaluate_captioning(model: Model, samples: Sequence[Sample], settings: Settings = Settings()
+                        ) -> tuple[list[Record], pd.DataFrame]:
+    """Captions of pictures (meta "answer"; "captions" where a picture has several; "scene" for the world's own).
+
+    Columns caption_bleu4 (0..100) and caption_cider (0..10), against every wording that the world has for a scene;
+    where scenes are known also what a reader learns: percent of captions with the objects, their attributes, the
+    relation, the background and all of it right (`world.captions.matches`).
+    """
+    texts = [answer.text or "" for answer in ask(model, samples, settings, to="text", task="captioning")]
+    references = [reference_captions(sample) for sample in samples]
+    items = pd.DataFrame({"picture": [s.images[0] for s in samples], "reference": [r[0] for r in references],
+                          "prediction": texts, "cider": cider_scores(texts, references)})
+    how = settings.resampling
+    statistics = np.array([bleu_statistics(text, truth) for text, truth in zip(texts, references)])
+    scores = {"caption_bleu4": bootstrap_interval(statistics, bleu, **how),
+              "caption_cider": mean_interval(items["cider"], **how)}
+    if all("scene" in sample.meta for sample in samples):
+        facts = [matches(text, Scene.from_dict(sample.meta["scene"])) for text, sample in zip(texts, samples)]
+        items = items.join(pd.DataFrame(facts))
+        scores |= {f"caption_{name}": mean_interval(items[name], **how).scaled(100) for name in facts[0]}
+    return measured(TABLE, settings.row, settings.seed, scores), items
+
+
+def reference_captions(sample: Sample) -> list[str]:
+    """All captions that are right: as the data set gives them, or every wording of the world's scene."""
+    if "captions" in sample.meta:
+        return list(sample.meta["captions"])
+    if "scene" in sample.meta:
+        return wordings(Scene.from_dict(sample.meta["scene"]))
+    return [meta(sample, "answer")]

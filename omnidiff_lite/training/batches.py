@@ -1,0 +1,74 @@
+"""From packed rows to what the denoiser sees: draw the masks, corrupt, stack into tensors.
+
+The masks of a row depend on (seed, stage, step, row) alone: not on the number of processes, on the micro-batch, or on
+whether the run was resumed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omnidiff_lite.chat import IGNORE
+from omnidiff_lite.config import TrainingConfig
+from omnidiff_lite.data.packing import PackedRow
+from omnidiff_lite.diffusion.corruption import corrupt, sample_time
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Corrupted rows, [B, length] each unless said otherwise."""
+
+    input_ids: Tensor  # int64, masked positions replaced
+    targets: Tensor  # int64, the id to predict where one is, -100 elsewhere
+    segment_ids: Tensor  # int64, -1 on padding
+    position_ids: Tensor  # int64
+    speech_frames: Tensor  # float32 [B, length, dim], 0 where there is no speech
+    tasks: Tensor  # int64, index into the list of tasks, -1 on padding
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)))
+
+
+def derive_seed(*parts: int) -> int:
+    """One 63-bit seed from several numbers of at least 0, well mixed."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def draw_mask(row: PackedRow, config: TrainingConfig, pad: int, seed: Sequence[int]) -> Tensor:
+    """Which positions of a row to mask, bool [length]: answers only, tail pads at the rate gamma * t.
+
+    One t a sample where `config.time` is "sequence" (the paper), one a token where it is "token" (the released code).
+    """
+    generator = torch.Generator().manual_seed(derive_seed(*seed))
+    labels, segments = torch.from_numpy(row.labels), torch.from_numpy(row.segment_ids)
+    t = sample_time(labels[None], config.time, generator, segments[None])[0]
+    return corrupt(labels, labels == pad, t, config.gamma, generator)
+
+
+def answer_mask(row: PackedRow) -> Tensor:
+    """All that is predicted, bool [length]: the targets of the autoregressive twin."""
+    return torch.from_numpy(row.labels != IGNORE)
+
+
+def collate(rows: Sequence[PackedRow], scored: Sequence[Tensor], tasks: Sequence[str], mask_id: int | None) -> Batch:
+    """Stack rows. `scored`: the positions to predict, which are hidden behind `mask_id` unless that is None."""
+    ids, labels, segments, positions = (torch.from_numpy(np.stack([getattr(row, name) for row in rows]))
+                                        for name in ("input_ids", "labels", "segment_ids", "position_ids"))
+    chosen = torch.stack(list(scored))
+    frames = torch.zeros(*ids.shape, rows[0].frames.shape[1])
+    for number, row in enumerate(rows):
+        frames[number, row.frame_positions] = torch.from_numpy(row.frames).float()
+    seen = ids if mask_id is None else ids.masked_fill(chosen, mask_id)
+    return Batch(seen, labels.masked_fill(~chosen, IGNORE), segments, positions, frames,
+                 torch.stack([_task_ids(row, tasks) for row in rows]))
+
+
+def _task_ids(row: PackedRow, tasks: Sequence[str]) -> Tensor:
+    numbers = torch.tensor([tasks.index(task) for task in row.tasks] + [-1])  # segment -1 finds the last: padding
+    return numbers[torch.from_numpy(row.segment_ids)]

@@ -1,0 +1,166 @@
+"""Checkpoints that survive a kill at any moment: whole or absent, checked by hash, safetensors and JSON only.
+
+    checkpoints/step-00000040/model.safetensors      weights by name
+                              optimizer.safetensors  `<weight>.exp_avg` and so on
+                              state.json             step, fingerprint of the configuration, hash of each file
+
+Written beside its place, flushed to the disk, then renamed. Batches, masks and learning rate follow from the step, so
+no state of a sampler, scheduler or random generator is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions, get_model_state_dict, get_optimizer_state_dict, set_model_state_dict, set_optimizer_state_dict)
+
+from omnidiff_lite.weights import CheckpointError
+
+KEEP = 2
+GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)  # of sharded (FSDP2) states the whole
+
+
+class Checkpoints:
+    """The checkpoints of one training run: `save` after a step, `load` the newest good one."""
+
+    def __init__(self, directory: str | Path, fingerprint: dict[str, Any]) -> None:
+        """`fingerprint`: flat, JSON-plain; whatever makes two runs different runs."""
+        self.directory = Path(directory)
+        self.fingerprint = json.loads(json.dumps(fingerprint))
+
+    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, write: bool = True) -> None:
+        """Write the state after `step` steps and keep the last two. `write`: False on all processes but the first,
+        which take part in gathering a sharded state."""
+        weights, moments = tensors(model, optimizer)
+        if not write:
+            return
+        final = self.directory / f"step-{step:08d}"
+        partial = final.with_name(final.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(weights, partial / "model.safetensors")
+        save_file(moments, partial / "optimizer.safetensors")
+        files = {path.name: _flushed_hash(path) for path in sorted(partial.iterdir())}
+        (partial / "state.json").write_text(json.dumps(
+            {"step": step, "fingerprint": self.fingerprint, "files": files}, indent=2))
+        _flush(partial / "state.json")
+        _flush(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        _flush(self.directory)
+        self._forget()
+
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Load the newest good checkpoint in place; returns its step, 0 where there is none.
+
+        A damaged one is passed over with a warning. Raises `CheckpointError` where all are damaged, or where the run
+        had another configuration; the message names what differs.
+        """
+        found = self._found()
+        for path in found:
+            try:
+                state, weights, moments = _read(path)
+            except (OSError, ValueError, KeyError) as error:
+                warnings.warn(f"{path} is damaged ({error}); using an earlier checkpoint", stacklevel=2)
+                continue
+            self._same_run(state["fingerprint"], path)
+            restore(model, optimizer, weights, moments)
+            return state["step"]
+        if found:
+            raise CheckpointError(f"{self.directory}: all of its {len(found)} checkpoints are damaged; delete the folder "
+                                  "to start afresh")
+        return 0
+
+    def same_run(self) -> bool:
+        """Whether there is nothing here, or the newest readable checkpoint is of this run."""
+        for path in self._found():
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                return json.loads((path / "state.json").read_text())["fingerprint"] == self.fingerprint
+        return not self._found()
+
+    def clear(self) -> None:
+        """Forget the run."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _found(self) -> list[Path]:
+        """Finished checkpoints, newest first."""
+        return sorted(self.directory.glob("step-*[0-9]"), reverse=True)
+
+    def _forget(self) -> None:
+        for path in self._found()[KEEP:]:
+            shutil.rmtree(path)
+        for leftover in self.directory.glob("*.partial"):
+            shutil.rmtree(leftover)
+
+    def _same_run(self, saved: dict[str, Any], path: Path) -> None:
+        keys = sorted(k for k in saved.keys() | self.fingerprint.keys() if saved.get(k) != self.fingerprint.get(k))
+        if keys:
+            differ = "; ".join(f"{k} was {saved.get(k)!r}, is {self.fingerprint.get(k)!r}" for k in keys[:5])
+            raise CheckpointError(f"{path} belongs to a run of another configuration: {differ}"
+                                  f"{f'; and {len(keys) - 5} more' if len(keys) > 5 else ''}. Restore these, give "
+                                  "another output folder, or start afresh with resume=False")
+
+
+def tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """All weights, and all optimizer moments as `<weight>.<moment>`, on the CPU; gathered where they are sharded."""
+    moments = get_optimizer_state_dict(model, optimizer, options=GATHERED)["state"]
+    return (_plain(get_model_state_dict(model, options=GATHERED)),
+            _plain({f"{name}.{key}": value for name, kept in moments.items() for key, value in kept.items()}))
+
+
+def restore(model: nn.Module, optimizer: torch.optim.Optimizer, weights: dict[str, Tensor],
+            moments: dict[str, Tensor]) -> None:
+    """Put what `tensors` gave back in place. Raises `CheckpointError` where names differ."""
+    state = get_optimizer_state_dict(model, optimizer, options=GATHERED)  # makes the empty moments too
+    wrong = {f"{name}.{key}" for name, kept in state["state"].items() for key in kept} ^ set(moments)
+    if wrong:
+        raise CheckpointError(f"the optimizer's moments do not fit the model: {len(wrong)} names on one side only, "
+                              f"{', '.join(sorted(wrong)[:3])}")
+    for kept_name, value in moments.items():
+        name, key = kept_name.rsplit(".", 1)
+        state["state"][name][key] = value
+    set_model_state_dict(model, weights, options=GATHERED)
+    set_optimizer_state_dict(model, optimizer, state, options=GATHERED)
+
+
+def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors on the CPU, as safetensors wants them."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+    state = json.loads((path / "state.json").read_text())
+    for name, digest in state["files"].items():
+        if _hash(path / name) != digest:
+            raise ValueError(f"{name} is not what was written")
+    return state, load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _flushed_hash(path: Path) -> str:
+    _flush(path)
+    return _hash(path)
+
+
+def _flush(path: Path) -> None:
+    """Onto the disk: a file's bytes, or a folder's entries."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,23 @@
+"""The learned judge of speech: a recogniser that never hears what the model under test was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from omnidiff_lite.config import Budget, SpeechEncoderConfig
+from omnidiff_lite.media import Waveform
+from omnidiff_lite.tokenizers.speech_encoder import SpeechEncoder
+from omnidiff_lite.training.speech_encoder import train_speech_encoder
+
+
+def train_recognition_judge(config: SpeechEncoderConfig, utterances: Sequence[tuple[Waveform, str]], budget: Budget,
+                            seed: int, *, precision: str = "no",
+                            progress: bool = True) -> tuple[SpeechEncoder, pd.DataFrame]:
+    """A CTC recogniser as in `train_speech_encoder`; give it the judge's own voices and a seed of its own.
+
+    `training.characters.transcribe(judge, waveforms)` reads with it.
+    """
+    return train_speech_encoder(config, utterances, budget, seed, name="recognition judge", precision=precision,
+                                progress=progress)

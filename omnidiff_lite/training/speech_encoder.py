@@ -1,0 +1,53 @@
+"""Training of the speech encoder: CTC over characters, so that its frames carry what is said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from omnidiff_lite.config import Budget, SpeechEncoderConfig
+from omnidiff_lite.media import Waveform
+from omnidiff_lite.tokenizers.speech_encoder import QUERIES, SpeechEncoder
+from omnidiff_lite.tokenizers.speech_features import statistics
+from omnidiff_lite.training.characters import check_alphabet, ctc_loss, targets
+from omnidiff_lite.training.fit import fit
+from omnidiff_lite.training.utterances import draw, padded_length
+
+
+def train_speech_encoder(config: SpeechEncoderConfig, utterances: Sequence[tuple[Waveform, str]], budget: Budget,
+                         seed: int = 0, *, name: str = "speech encoder", precision: str = "no",
+                         progress: bool = True) -> tuple[SpeechEncoder, pd.DataFrame]:
+    """Train an encoder from nothing on (recording, text) pairs; also sets its feature statistics.
+
+    Batches hold recordings of like length, padded to one of a few shapes. Returns the encoder in eval
+    mode and one row a step: loss (nats per character). Raises `ValueError` where a text cannot be spelled in the CTC
+    steps of its recording, or the alphabet does not fit.
+    """
+    check_alphabet(config.ctc_vocabulary, "speech_encoder")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        encoder = SpeechEncoder(config)
+    features = _normalized(encoder, [wave for wave, _ in utterances])
+    frames = [len(f) for f in features]
+    symbols = targets([text for _, text in utterances], [n * config.ctc_steps for n in frames])
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        chosen = draw(frames, budget.batch, step, seed)
+        lengths = torch.tensor([frames[i] for i in chosen])
+        length = padded_length(lengths.tolist(), max(frames))
+        batch = torch.stack([F.pad(features[i], (0, 0, 0, length - frames[i])) for i in chosen])
+        encoded = encoder(batch.to(encoder.device), lengths)[:, len(QUERIES):]
+        return ctc_loss(encoder.log_probs(encoded), lengths * config.ctc_steps, [symbols[i] for i in chosen]), {}
+
+    return encoder, fit(encoder, loss, budget, name=name, seed=seed, precision=precision, progress=progress)
+
+
+def _normalized(encoder: SpeechEncoder, waveforms: Sequence[Waveform]) -> list[Tensor]:
+    """Features of every recording, computed once; their statistics go into the encoder."""
+    stacked = [encoder.stacked(wave) for wave in waveforms]
+    encoder.cmvn.copy_(statistics(torch.cat(stacked)))
+    return [(f + encoder.cmvn[0]) * encoder.cmvn[1] for f in stacked]

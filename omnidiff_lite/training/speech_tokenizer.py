@@ -1,0 +1,124 @@
+"""Training of the speech tokenizer: recognition through the quantizer, so that its tokens carry what is said.
+
+As in GLM-4-Voice, whose codebook learned inside a speech recogniser: voices differ, tokens should not. Here the
+recogniser is CTC over characters, several steps a token, read from every token alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from omnidiff_lite.config import Budget, SpeechTokenizerConfig
+from omnidiff_lite.media import MediaError, Waveform
+from omnidiff_lite.tokenizers.speech_tokenizer import SpeechTokenizer, pad_features
+from omnidiff_lite.training.characters import check_alphabet, ctc_loss, targets
+from omnidiff_lite.training.fit import fit
+from omnidiff_lite.training.utterances import draw, padded_length
+
+CONTINUOUS = 0.3  # share of the steps in which the head reads the states themselves, before there is a codebook
+COMMITMENT = 0.25  # weight of the states' pull to their codes (van den Oord et al., 2017, beta)
+START_BATCHES = 8  # whose states the codebook starts from
+
+
+class Codebook:
+    """Codes as moving averages of the states that choose them (van den Oord et al., 2017, appendix A.1).
+
+    A code that is hardly chosen any more restarts at a state of the batch, so that none lies idle.
+    """
+
+    def __init__(self, rows: Tensor, seed: int, decay: float = 0.98, rare: float = 0.03) -> None:
+        """rows [K, dim] float32, updated in place. `rare`: choices a batch, on average, below which a code restarts."""
+        self.rows, self.decay, self.rare = rows, decay, rare
+        self.count = torch.ones(len(rows), device=rows.device)  # averages a batch
+        self.total = rows.clone()
+        self.generator = torch.Generator().manual_seed(seed)
+
+    @torch.no_grad()
+    def start(self, batches: Sequence[Tensor], rounds: int = 8) -> None:
+        """k-means of the states [n_i, dim] of some batches."""
+        states = torch.cat(list(batches))
+        self._restart(torch.ones_like(self.count, dtype=torch.bool), states)
+        for _ in range(rounds):
+            self._average(states, torch.cdist(states, self.rows).argmin(1), weight=1.0)
+        self.count /= len(batches)
+        self.total /= len(batches)
+
+    @torch.no_grad()
+    def update(self, states: Tensor, ids: Tensor) -> None:
+        """Take in a batch: states [n, dim] and the codes [n] that they chose."""
+        self._average(states, ids, weight=1 - self.decay)
+
+    def _average(self, states: Tensor, ids: Tensor, weight: float) -> None:
+        choice = F.one_hot(ids, len(self.rows)).to(states)
+        self.count.lerp_(choice.sum(0), weight)
+        self.total.lerp_(choice.T @ states, weight)
+        self.rows.copy_(self.total / self.count.clamp_min(1e-9)[:, None])
+        self._restart(self.count < self.rare, states)
+
+    def _restart(self, codes: Tensor, states: Tensor) -> None:
+        chosen = states[torch.randint(len(states), (int(codes.sum()),), generator=self.generator)]
+        self.rows[codes], self.total[codes], self.count[codes] = chosen, chosen, 1.0
+
+
+def train_speech_tokenizer(config: SpeechTokenizerConfig, utterances: Sequence[tuple[Waveform, str]], budget: Budget,
+                           seed: int = 0, *, precision: str = "no",
+                           progress: bool = True) -> tuple[SpeechTokenizer, pd.DataFrame]:
+    """Train a tokenizer from nothing on (recording, text) pairs of up to 30 s; `config.ctc_vocabulary` must be set.
+
+    Returns it in eval mode and one row a step: loss, ctc (nats per character), commitment (see `Quantized`) and the
+    number of codes that the batch used; the last two are 0 until the codebook starts. Raises `ValueError` where a text
+    cannot be spelled in the CTC steps of its recording, or the alphabet does not fit.
+    """
+    check_alphabet(config.ctc_vocabulary, "speech_tokenizer")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer = SpeechTokenizer(config)
+    tokenizer.codebook.weight.requires_grad_(False)
+    codebook = Codebook(tokenizer.codebook.weight.data, seed)
+    features, masks = zip(*(_chunk(tokenizer, wave) for wave, _ in utterances))
+    steps = torch.tensor([len(mask) // (2 * config.pooling) * config.ctc_steps for mask in masks])
+    symbols = targets([text for _, text in utterances], steps.tolist())
+    mels = [len(mask) for mask in masks]
+
+    def batch(step: int) -> tuple[list[int], tuple[Tensor, Tensor]]:
+        chosen = draw(mels, budget.batch, step, seed)
+        length = padded_length([mels[i] for i in chosen], max(mels), 2 * config.pooling)
+        return chosen, pad_features([features[i] for i in chosen], [masks[i] for i in chosen], length)
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        start = int(CONTINUOUS * budget.steps)
+        if step == start:
+            codebook.start([_states(tokenizer, *batch(step + i)[1]) for i in range(START_BATCHES)])
+        chosen, inputs = batch(step)
+        out = tokenizer(*inputs)
+        read = out.states if step < start else out.hidden
+        ctc = ctc_loss(tokenizer.ctc(read), steps[chosen], [symbols[i] for i in chosen])
+        if step < start:
+            return ctc, {"ctc": ctc.item(), "commitment": 0.0, "codes": 0}
+        ids = out.ids[out.valid]
+        codebook.update(out.states[out.valid].detach().float(), ids)
+        return ctc + COMMITMENT * out.commitment, {
+            "ctc": ctc.item(), "commitment": out.commitment.item(), "codes": len(ids.unique())}
+
+    return tokenizer, fit(tokenizer, loss, budget, name="speech tokenizer", seed=seed, precision=precision,
+                          progress=progress)
+
+
+def _chunk(tokenizer: SpeechTokenizer, wave: Waveform) -> tuple[Tensor, Tensor]:
+    chunks = tokenizer.features(wave)
+    if len(chunks) > 1:
+        raise MediaError(f"a training recording is {wave.seconds:.1f} s long; cut it to one chunk of "
+                         f"{tokenizer.samples_per_chunk / 16000:g} s")
+    return chunks[0]
+
+
+@torch.no_grad()
+def _states(tokenizer: SpeechTokenizer, features: Tensor, mask: Tensor) -> Tensor:
+    """All valid token states of a batch, [n, dim] float32."""
+    out = tokenizer(features, mask)
+    return out.states[out.valid].float()

@@ -1,0 +1,88 @@
+"""The three stages of section 3.3: what each adds, and one call that runs one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+
+from omnidiff_lite.backbone import Denoiser, DenoiserConfig
+from omnidiff_lite.config import Preset
+from omnidiff_lite.data.encode import EncodedSample, build_dataset
+from omnidiff_lite.training.batches import derive_seed
+from omnidiff_lite.training.trainer import Datasets, Resume, TrainingError, stage_config, train_stage, validate
+
+if TYPE_CHECKING:
+    from omnidiff_lite.tokenizers.bundle import Tokenizers
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage as the paper names it, with the tasks of its table 4 that are new in it."""
+
+    title: str
+    new_tasks: tuple[str, ...]
+
+
+# Section 3.3 and table 4. Tasks of earlier stages stay, but for captioning, which table 4 drops after stage 2.
+# The stages of text QA, VQA and spoken QA are in table 4 alone; section 3.3 does not mention them.
+STAGES = {
+    1: Stage("Visual-language pre-alignment", ("text_qa", "captioning", "t2i")),
+    2: Stage("Speech-vision-language joint alignment", ("vqa", "asr", "tts", "sqa")),
+    3: Stage("Speech-driven visual interaction", ("svqa", "s2i")),
+}
+
+
+def run_stage(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser | str | Path | None,
+              out_dir: str | Path, cache_dir: str | Path, seed: int = 0, *, datasets: Datasets | None = None,
+              held_out: Datasets | None = None, workers: int = 0, resume: Resume = True, progress: bool = True,
+              stop_after: int | None = None) -> tuple[Denoiser, pd.DataFrame]:
+    """Build the data of a stage, train, validate, and save `out_dir/denoiser`; returns the denoiser and its log.
+
+    `init`: what training starts from, changed in place if it is a Denoiser; None draws fresh weights, which only
+    stage 1 may. `datasets`: training samples by task in place of the embedded world's, and `held_out` those to
+    validate on (none: no validation). Under `out_dir`: denoiser/, log.csv, validation.csv, tensorboard/, checkpoints/.
+    The rest as in `train_stage`.
+    Raises `TrainingError` for a missing `init` or a task without a number of samples.
+    """
+    mix = stage_config(preset, stage).mix
+    denoiser = _start(preset, stage, tokenizers, init, seed)
+    if datasets is None:
+        datasets, held_out = ({task: _dataset(preset, tokenizers, task, split, seed, cache_dir, workers, progress)
+                               for task in mix} for split in ("train", "validation"))
+    log = train_stage(preset, stage, denoiser, datasets, out_dir, seed, resume, progress, stop_after)
+    if held_out:
+        validate(preset, denoiser, held_out).to_csv(Path(out_dir) / "validation.csv", index=False)
+    denoiser.save_pretrained(Path(out_dir) / "denoiser")
+    return denoiser, log
+
+
+def new_denoiser(preset: Preset, tokenizers: Tokenizers, seed: int = 0, **fields: object) -> Denoiser:
+    """A denoiser of the preset's size with fresh weights; `fields` go to `DenoiserConfig` (`is_causal=True`: the twin)."""
+    torch.manual_seed(derive_seed(seed))
+    return Denoiser(DenoiserConfig.from_size(preset.denoiser, tokenizers.vocabulary,
+                                             speech_dim=tokenizers.speech_encoder.config.dim, **fields))
+
+
+def _start(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser | str | Path | None, seed: int) -> Denoiser:
+    if init is None:
+        if stage > 1:
+            raise TrainingError(f"stage {stage} starts from the denoiser of stage {stage - 1}: give it, or the folder "
+                                f"stage{stage - 1}/denoiser where run_stage saved it, as init")
+        return new_denoiser(preset, tokenizers, seed)
+    denoiser = init if isinstance(init, Denoiser) else Denoiser.from_pretrained(init)
+    if denoiser.config.vocab_size != tokenizers.vocabulary.size:
+        raise TrainingError(f"the denoiser has {denoiser.config.vocab_size} ids, the tokenizers "
+                            f"{tokenizers.vocabulary.size}: they are not of one system; use those it was trained with")
+    return denoiser
+
+
+def _dataset(preset: Preset, tokenizers: Tokenizers, task: str, split: str, seed: int, cache_dir: str | Path,
+             workers: int, progress: bool) -> list[EncodedSample]:
+    count = preset.training.samples.get(task, 0) if split == "train" else preset.evaluation.items
+    if count < 1:
+        raise TrainingError(f"task {task!r} is in the mix but training.samples.{task} gives no number of samples")
+    return build_dataset(preset, tokenizers, task, split, count, seed, cache_dir, workers, progress)

@@ -1,0 +1,95 @@
+"""Masking: the released statistics, the paper's time, attenuated tail pads."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from denoiser_golden import GOLDEN
+
+from omnidiff_lite.diffusion.corruption import append_tail_pads, corrupt, sample_time
+
+RELEASED = json.loads((GOLDEN / "forward_process.json").read_text())
+PAD, RUNS = 151643, RELEASED["runs"]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("gamma", [0.6, 0.1])
+def test_time_per_token_has_the_released_statistics(gamma):
+    labels = torch.tensor(RELEASED["labels"]).expand(RUNS, -1)
+    generator = seeded()
+    masked = corrupt(labels, labels == PAD, sample_time(labels, "token", generator), gamma, generator)
+    expected = RELEASED[f"special_mask_ratio_{gamma}"]
+    per_position = torch.tensor(expected["rate_per_position"])
+    assert (masked.float().mean(0) - per_position).abs().max() < 0.015
+    ordinary, pads = masked[:, 6:28], masked[:, 28:36]
+    assert abs(ordinary.float().mean().item() - expected["rate_normal"]) < 0.003
+    assert abs(pads.float().mean().item() - expected["rate_pad"]) < 0.003
+    assert ordinary.sum(1).float().var().item() == pytest.approx(expected["masked_normals_variance"], rel=0.05)
+    assert not masked[:, :6].any() and not masked[:, 36:].any()
+
+
+def test_time_per_sequence_spreads_the_number_of_masks():
+    """One t per sequence: nearly full and nearly empty masks are as common as half ones; variance 44, not 5.5."""
+    labels = torch.tensor(RELEASED["labels"]).expand(RUNS, -1)
+    generator = seeded()
+    masked = corrupt(labels, labels == PAD, sample_time(labels, "sequence", generator), 0.6, generator)[:, 6:28]
+    assert masked.sum(1).float().var().item() == pytest.approx(44, rel=0.05)
+    assert masked.float().mean().item() == pytest.approx(0.5, abs=0.01)
+
+
+def test_mask_rate_is_t_and_gamma_t_for_pads():
+    ids, pads = torch.arange(20000), torch.arange(20000) >= 10000
+    masked = corrupt(ids, pads, 0.5, 0.6, seeded())
+    assert masked[:10000].float().mean().item() == pytest.approx(0.5, abs=0.015)
+    assert masked[10000:].float().mean().item() == pytest.approx(0.3, abs=0.015)
+    assert corrupt(ids, False, 1.0, 0.6, seeded()).all() and not corrupt(ids, False, 0.0, 0.6, seeded()).any()
+
+
+def test_time_may_be_given_for_each_sequence():
+    ids = torch.zeros(2, 1000, dtype=torch.long)
+    for t in (torch.tensor([0.0, 1.0]), torch.tensor([[0.0], [1.0]])):
+        assert corrupt(ids, False, t, 0.6, seeded()).float().mean(1).tolist() == [0, 1]
+
+
+def test_packed_rows_draw_one_time_for_each_segment():
+    segments = torch.tensor([[0, 0, 1, 1, 1, -1], [0, 0, 0, 0, 0, 0]])
+    t = sample_time(segments, "sequence", seeded(), segment_ids=segments)
+    assert t.shape == segments.shape and t[0, 0] == t[0, 1] and t[0, 2] == t[0, 3] == t[0, 4]
+    assert len({t[0, 0].item(), t[0, 2].item(), t[1, 0].item()}) == 3
+
+
+def test_time_ranges_and_shapes():
+    assert sample_time((3, 5), "sequence", seeded()).shape == (3, 1)
+    token = sample_time((300, 50), "token", seeded())
+    assert token.shape == (300, 50) and 1e-3 <= token.min() < 2e-3 and token.max() <= 1
+    with pytest.raises(ValueError, match="'batch' is none of"):
+        sample_time((3, 5), "batch")
+
+
+def test_same_seed_same_mask():
+    ids = torch.zeros(4, 50, dtype=torch.long)
+    assert torch.equal(corrupt(ids, False, 0.5, 0.6, seeded(3)), corrupt(ids, False, 0.5, 0.6, seeded(3)))
+    assert not torch.equal(corrupt(ids, False, 0.5, 0.6, seeded(3)), corrupt(ids, False, 0.5, 0.6, seeded(4)))
+
+
+def test_tail_pads():
+    rng = np.random.default_rng(0)
+    counts = set()
+    for _ in range(200):
+        ids, labels = append_tail_pads([1, 2], [-100, 2], pad=9, maximum=4, rng=rng)
+        n = len(ids) - 2
+        counts.add(n)
+        assert ids.tolist() == [1, 2] + [9] * n and labels.tolist() == [-100, 2] + [9] * n  # pads are predicted too
+    assert counts == {1, 2, 3, 4}
+
+
+def test_no_tail_pads_where_the_sample_holds_one_or_none_are_wanted():
+    rng = np.random.default_rng(0)
+    assert append_tail_pads([1, 9], [-100, 9], pad=9, maximum=4, rng=rng)[0].tolist() == [1, 9]
+    assert append_tail_pads([1, 2], [-100, 2], pad=9, maximum=0, rng=rng)[0].tolist() == [1, 2]

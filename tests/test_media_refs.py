@@ -1,0 +1,93 @@
+"""Pictures and sounds by reference: paths and recipes, one or many, in worker processes and from the cache."""
+
+import zipfile
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from omnidiff_lite.config import WorldConfig
+from omnidiff_lite.data import media
+from omnidiff_lite.data.media import load_image_ref, load_many, load_ref, load_speech_ref
+from omnidiff_lite.media import MediaError, Waveform
+from omnidiff_lite.world.dataset import pictures, utterances
+
+CONFIG = WorldConfig(image_size=64, max_objects=2, grid=2, train_voices=8)
+REFS = [item.ref for pair in zip(pictures("train", 40, 0, CONFIG, charts=0.3), utterances("train", 40, 0, CONFIG))
+        for item in pair]
+
+
+def same(one, other):
+    if isinstance(one, Waveform):
+        return one.rate == other.rate and np.array_equal(one.samples, other.samples)
+    return one.mode == other.mode == "RGB" and np.array_equal(one, other)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return [load_ref(ref, size=64) for ref in REFS]
+
+
+def test_recipes_are_drawn_at_the_size_asked_for():
+    assert load_image_ref(REFS[0]).size == (256, 256) and load_image_ref(REFS[0], size=48).size == (48, 48)
+    assert load_speech_ref(REFS[1]).rate == 22050
+
+
+def test_paths_begin_at_the_root(tmp_path, drawn):
+    drawn[0].save(tmp_path / "a.png")
+    drawn[1].save(tmp_path / "b.wav")
+    picture, sound, recipe = load_many(["a.png", "b.wav", REFS[0]], tmp_path, size=64)
+    assert same(picture, drawn[0]) and same(recipe, drawn[0])
+    assert np.allclose(sound.samples, drawn[1].samples, atol=2e-4)
+    assert same(load_image_ref(str(tmp_path / "a.png")), drawn[0])
+
+
+def test_many_keep_their_order_and_repeats_are_loaded_once(drawn, monkeypatch):
+    calls = []
+    monkeypatch.setattr(media, "load_ref", lambda ref, **_: calls.append(ref) or load_ref(ref, size=64))
+    found = load_many(REFS[:4] + REFS[:2], size=64)
+    assert all(map(same, found, drawn[:4] + drawn[:2])) and calls == REFS[:4]
+
+
+def test_worker_processes_give_the_same(drawn):
+    assert len(REFS) >= media.SMALL
+    assert all(map(same, load_many(REFS, workers=2, size=64), drawn))
+
+
+def test_the_cache_gives_the_same_without_drawing(tmp_path, drawn, monkeypatch):
+    assert all(map(same, load_many(REFS, cache_dir=tmp_path, size=64), drawn))
+    archive, = (tmp_path / "media").iterdir()
+    assert len(zipfile.ZipFile(archive).namelist()) == len(REFS)
+    monkeypatch.setattr(media, "load_ref", lambda *_, **__: pytest.fail("drawn again"))
+    assert all(map(same, load_many(REFS, cache_dir=tmp_path, size=64), drawn))
+
+
+def test_the_cache_knows_other_references_sizes_and_sources(tmp_path, monkeypatch):
+    for refs, size in ((REFS[:2], 64), (REFS[:3], 64), (REFS[:2], 32)):
+        load_many(refs, cache_dir=tmp_path, size=size)
+    monkeypatch.setattr(media, "_source", lambda: "other source code")
+    load_many(REFS[:2], cache_dir=tmp_path, size=64)
+    assert len(list((tmp_path / "media").iterdir())) == 4
+
+
+def test_an_interrupted_write_leaves_no_archive(tmp_path, monkeypatch):
+    monkeypatch.setattr(media, "_pack", lambda item: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        load_many(REFS[:2], cache_dir=tmp_path, size=64)
+    assert not list((tmp_path / "media").iterdir())
+
+
+def test_files_are_never_cached(tmp_path):
+    path = tmp_path / "a.png"
+    for color in ("red", "blue"):
+        PIL.Image.new("RGB", (8, 8), color).save(path)
+        assert load_many([str(path)], cache_dir=tmp_path / "cache")[0].getpixel((0, 0)) == PIL.ImageColor.getrgb(color)
+
+
+@pytest.mark.parametrize("ref", [
+    "nowhere.png", "nowhere.wav", "scene:{", 'chart:{"kind": "pie"}', "speech:{}",
+    'speech:{"text": "...", "voice": {"name": "x", "language": "en-us", "variant": "m1"}}'])
+def test_a_bad_reference_is_one_error_that_names_it(ref):
+    with pytest.raises(MediaError) as caught:
+        load_many([REFS[0], ref])
+    assert ref in str(caught.value)

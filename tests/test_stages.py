@@ -1,0 +1,68 @@
+"""The three stages, one after the other, on toy tokenizers and the embedded world."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+import toys
+
+from omnidiff_lite.backbone import Denoiser
+from omnidiff_lite.config import load_preset
+from omnidiff_lite.training.stages import STAGES, new_denoiser, run_stage
+from omnidiff_lite.training.trainer import TrainingError
+
+TINY = {"training.checkpoint_every": 2, "evaluation.items": 2, "training.length": 320,
+        "denoiser.hidden_size": 16, "denoiser.intermediate_size": 32, "denoiser.layers": 1,
+        **{f"training.samples.{task}": 3 for stage in STAGES.values() for task in stage.new_tasks},
+        **{f"training.stage{stage}.{key}": 2 for stage in STAGES for key in ("steps", "rows")}}
+
+
+def run(stage, init, folder, overrides=None, **options):
+    preset = load_preset("smoke", TINY | (overrides or {}))
+    return run_stage(preset, stage, toys.ToyParts(), init, folder / f"stage{stage}", folder / "cache",
+                     progress=False, **options)
+
+
+def test_each_stage_starts_from_the_one_before(tmp_path):
+    preset = load_preset("smoke")
+    denoiser, init = None, None
+    for stage in (1, 2, 3):
+        denoiser, log = run(stage, init, tmp_path)
+        assert len(log) == 2
+        validation = pd.read_csv(tmp_path / f"stage{stage}" / "validation.csv")
+        assert set(validation["task"]) == set(getattr(preset.training, f"stage{stage}").mix)
+        init = tmp_path / f"stage{stage}" / "denoiser"
+        saved = Denoiser.from_pretrained(init)
+        assert all(torch.equal(a, b) for a, b in zip(saved.state_dict().values(), denoiser.state_dict().values()))
+
+
+def test_the_smoke_preset_adds_the_tasks_of_each_stage_in_the_order_of_the_paper():
+    training, known = load_preset("smoke").training, set()
+    for number, stage in STAGES.items():
+        mix = set(getattr(training, f"stage{number}").mix)
+        assert set(stage.new_tasks) <= mix and not known & set(stage.new_tasks)
+        known |= set(stage.new_tasks)
+        assert mix <= known
+
+
+def test_own_data_train_without_the_world(tmp_path):
+    """Encoded samples of any origin take the place of the world's."""
+    data = {"text_qa": toys.copying(8)}
+    denoiser, _ = run(1, None, tmp_path, {"training.stage1.mix": {"text_qa": 1.0}}, datasets=data)
+    assert not (tmp_path / "stage1" / "validation.csv").exists() and not (tmp_path / "cache").exists()
+
+
+def test_a_missing_start_or_number_of_samples_is_named(tmp_path):
+    with pytest.raises(TrainingError, match="stage 2 starts from the denoiser of stage 1: give it"):
+        run(2, None, tmp_path)
+    with pytest.raises(TrainingError, match="'captioning' is in the mix but training.samples.captioning"):
+        run(1, None, tmp_path, {"training.samples.captioning": 0, "training.stage1.mix": {"captioning": 1.0}})
+    with pytest.raises(TrainingError, match="the denoiser has .* ids, the tokenizers"):
+        run(1, toys.denoiser(), tmp_path)
+
+
+def test_fresh_weights_follow_the_seed():
+    first, again, other = (new_denoiser(load_preset("smoke", TINY), toys.ToyParts(), seed) for seed in (0, 0, 1))
+    assert torch.equal(first.lm_head.weight, again.lm_head.weight)
+    assert not torch.equal(first.lm_head.weight, other.lm_head.weight)

@@ -1,0 +1,107 @@
+"""Intervals: they cover, they repeat, they keep what belongs together."""
+
+import numpy as np
+import pytest
+
+from omnidiff_lite.evaluation.statistics import (bootstrap_interval, mean_interval, median_interval, paired_difference,
+                                                 ratio_interval, seed_interval)
+
+
+def coverage(simulate, truth: float, trials: int = 400) -> float:
+    """Share of simulated test sets whose 95 % interval holds the truth."""
+    rng = np.random.default_rng(0)
+    hits = 0
+    for trial in range(trials):
+        estimate = simulate(rng, trial)
+        hits += estimate.low <= truth <= estimate.high
+    return hits / trials
+
+
+def test_the_interval_of_a_mean_covers():
+    assert 0.91 <= coverage(lambda rng, s: mean_interval(rng.random(100) < 0.3, samples=400, seed=s), 0.3) <= 0.985
+
+
+def test_the_interval_of_a_corpus_wer_covers():
+    def simulate(rng, seed):
+        words = rng.integers(3, 20, size=100)
+        return ratio_interval(rng.binomial(words, 0.2), words, samples=400, seed=seed)
+
+    assert 0.91 <= coverage(simulate, 0.2) <= 0.985
+
+
+def test_grouping_widens_the_interval_where_items_hang_together():
+    """Five questions a picture that are all right or all wrong are 60 facts, not 300."""
+    def simulate(rng, seed, grouped):
+        right = np.repeat(rng.random(60) < 0.5, 5)
+        return mean_interval(right, groups=np.repeat(np.arange(60), 5) if grouped else None, samples=400, seed=seed)
+
+    assert coverage(lambda rng, s: simulate(rng, s, False), 0.5) < 0.8
+    assert coverage(lambda rng, s: simulate(rng, s, True), 0.5) > 0.9
+
+
+def test_corpus_wer_is_errors_over_words_not_a_mean_of_rates():
+    estimate = ratio_interval([1, 0], [1, 9])
+    assert estimate.value == pytest.approx(0.1) and estimate.n == 2
+
+
+def test_the_same_seed_repeats_and_another_differs():
+    values = np.random.default_rng(1).random(50)
+    assert mean_interval(values, seed=3) == mean_interval(values, seed=3)
+    assert mean_interval(values, seed=3) != mean_interval(values, seed=4)
+
+
+def test_large_sets_are_resampled_in_pieces_with_the_right_spread():
+    values = np.random.default_rng(2).normal(size=20_000)
+    estimate = mean_interval(values, samples=500)
+    assert estimate.high - estimate.low == pytest.approx(2 * 1.96 / np.sqrt(20_000), rel=0.15)
+
+
+def test_strata_keep_their_sizes():
+    """Without strata the share of the second kind would vary; with them this statistic is a constant."""
+    items = np.column_stack([np.ones(20), np.repeat([0, 1], 10)])
+    share = lambda sums: sums[..., 1] / sums[..., 0]  # noqa: E731
+    free = bootstrap_interval(items, share)
+    kept = bootstrap_interval(items, share, strata=items[:, 1])
+    assert free.low < 0.5 < free.high and (kept.low, kept.high) == (0.5, 0.5)
+
+
+def test_all_wrong_still_has_an_upper_bound():
+    estimate = mean_interval([0] * 8)
+    assert (estimate.value, estimate.low) == (0, 0)
+    assert estimate.high == pytest.approx(1 - 0.025 ** (1 / 8))
+    assert mean_interval([1] * 8).low == pytest.approx(0.025 ** (1 / 8))
+
+
+def test_a_paired_difference_finds_what_separate_intervals_hide():
+    rng = np.random.default_rng(5)
+    hard = rng.normal(size=200)  # items differ far more than the systems do
+    a, b = hard + 0.1 + 0.1 * rng.normal(size=200), hard
+    difference = paired_difference(a, b)
+    assert difference.low > 0 and difference.value == pytest.approx(np.mean(a - b))
+    assert mean_interval(a).low < mean_interval(b).high
+
+
+def test_a_paired_difference_of_rates():
+    words = np.array([2, 8])
+    assert paired_difference([1, 1], [0, 0], words, words).value == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="differ in number"):
+        paired_difference([1, 2], [1])
+
+
+def test_a_median_ignores_one_slow_run():
+    assert median_interval([1.0, 1.1, 1.2, 1.1, 60.0]).value == pytest.approx(1.1)
+
+
+def test_seeds_use_students_t():
+    estimate = seed_interval([1.0, 2.0, 3.0])
+    assert estimate.value == 2 and estimate.high - 2 == pytest.approx(4.303 / np.sqrt(3), rel=1e-3)
+    with pytest.raises(ValueError, match="two runs"):
+        seed_interval([1.0])
+
+
+def test_undefined_statistics_are_refused_not_guessed():
+    with pytest.raises(ValueError, match="undefined"):
+        ratio_interval([0, 0], [0, 0])
+    with pytest.raises(ValueError, match="non-empty"):
+        bootstrap_interval([], lambda sums: sums)
+    assert ratio_interval([1, 0], [1, 0], samples=50).value == 1  # draws of the second item alone are left out

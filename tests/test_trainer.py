@@ -1,0 +1,251 @@
+"""A training stage: it learns, it logs, and a run cut off anywhere goes on as if it had not been."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import toys
+
+from omnidiff_lite.config import StageConfig
+from omnidiff_lite.data.packing import PackedStream, pack_row
+from omnidiff_lite.training.batches import answer_mask, collate, derive_seed, draw_mask
+from omnidiff_lite.training.trainer import AnswerLoss, TrainingError, learning_rate, train_stage, validate
+from omnidiff_lite.weights import CheckpointError
+
+LOSSES = ["step", "loss", "loss_text_qa", "loss_asr", "gradient_norm", "learning_rate", "tokens", "scored"]
+
+
+def run(out_dir: Path, *, preset=None, model=None, **options) -> tuple[pd.DataFrame, torch.nn.Module]:
+    model = model or toys.denoiser()
+    log = train_stage(preset or toys.preset(), 1, model, toys.datasets(), out_dir, progress=False, **options)
+    return log, model
+
+
+def assert_same(ours, theirs) -> None:
+    """Logs and weights, to the last bit."""
+    pd.testing.assert_frame_equal(ours[0][LOSSES], theirs[0][LOSSES], check_exact=True)
+    assert all(torch.equal(a, b) for a, b in zip(ours[1].state_dict().values(), theirs[1].state_dict().values()))
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """An unbroken run of six steps."""
+    return run(tmp_path_factory.mktemp("straight"))
+
+
+# --- it learns ------------------------------------------------------------------------------------------------------
+
+def test_a_toy_denoiser_learns_both_tasks(tmp_path):
+    """Copying a prompt and reading frames. Who reads neither can know the end of turn, and guess among 12 words."""
+    preset = toys.preset(training__stage1__steps=150, training__stage1__rows=8, training__checkpoint_every=1000,
+                         training__max_tail_pads=0)
+    model = toys.denoiser()
+    data = {"text_qa": toys.copying(256, longest=2), "asr": toys.hearing(256)}
+    log = train_stage(preset, 1, model, data, tmp_path, progress=False)
+    assert log["loss"].iloc[0] > 3 and log["loss"].iloc[-10:].mean() < 1.2
+    held_out = {"text_qa": toys.copying(64, seed=1, longest=2), "asr": toys.hearing(64, seed=1)}
+    losses = validate(preset, model, held_out, seed=3).set_index("task")["loss"]
+    assert losses["text_qa"] < 0.7 * 2 / 3 * np.log(toys.WORDS), "the prompt is not read"
+    assert losses["asr"] < 0.7 * 3 / 4 * np.log(toys.WORDS), "the frames are not read: does the speech adapter train?"
+
+
+def test_the_gradient_reaches_the_speech_adapter_through_the_frames():
+    model = toys.denoiser()
+    AnswerLoss(model, "fp32")(batch(model, toys.hearing(2))).sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in model.model.audio_projection.parameters())
+    model.zero_grad()
+    AnswerLoss(model, "fp32")(batch(model, toys.copying(2))).sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.model.audio_projection.parameters())
+
+
+def batch(model, samples, mask_id: int | None = toys.VOCABULARY.mask):
+    row = pack_row(samples, [1] * len(samples), 64, pad=toys.VOCABULARY.pad,
+                   context_of_audio=toys.VOCABULARY.context_of_audio)
+    return collate([row], [answer_mask(row)], sorted({s.task for s in samples}), mask_id)
+
+
+def test_the_step_loss_is_the_mean_over_scored_tokens_shifted_by_one():
+    """Logits at i score token i+1; computed here the long way round, from all logits."""
+    model = toys.denoiser().eval()
+    rows = batch(model, toys.copying(3))
+    logits = model(rows.input_ids, segment_ids=rows.segment_ids, position_ids=rows.position_ids).logits
+    targets = rows.targets[0]
+    expected = [torch.nn.functional.cross_entropy(logits[0, i - 1], targets[i])
+                for i in range(1, len(targets)) if targets[i] != -100]
+    torch.testing.assert_close(AnswerLoss(model, "fp32")(rows), torch.stack(expected))
+
+
+def test_masks_take_answers_only_and_fewer_tail_pads():
+    stream = PackedStream(toys.datasets(), {"text_qa": 1.0}, 64, 300, 0, pad=toys.VOCABULARY.pad,
+                          context_of_audio=toys.VOCABULARY.context_of_audio, max_tail_pads=4)
+    rows = stream.batch(0)
+    labels = torch.stack([torch.from_numpy(row.labels) for row in rows])
+    pads = labels == toys.VOCABULARY.pad
+    spread = {}
+    for how in ("sequence", "token"):
+        config = toys.preset(training__time=how).training
+        masks = torch.stack([draw_mask(row, config, toys.VOCABULARY.pad, (0, n)) for n, row in enumerate(rows)])
+        assert not masks[labels == -100].any()
+        assert masks[(labels >= 0) & ~pads].float().mean() == pytest.approx(0.5, abs=0.04)
+        assert masks[pads].float().mean() == pytest.approx(0.3, abs=0.04)
+        spread[how] = shares_masked(rows, masks).var()
+    assert spread["sequence"] > 1.5 * spread["token"]  # one t a sample leaves whole answers masked, or bare
+
+
+def shares_masked(rows, masks) -> torch.Tensor:
+    """Of each sample's answer, tail pads included."""
+    return torch.stack([mask[(torch.from_numpy(r.segment_ids) == n) & (torch.from_numpy(r.labels) >= 0)].float().mean()
+                        for r, mask in zip(rows, masks) for n in range(len(r.tasks))])
+
+
+def test_the_rate_warms_up_and_follows_half_a_cosine():
+    plan = StageConfig(steps=100, learning_rate=1.0, warmup=0.1)
+    rates = [learning_rate(plan, step) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert rates[10] == 1.0 and rates[55] == pytest.approx(0.5) and 0 < rates[-1] < 1e-3
+
+
+# --- the log --------------------------------------------------------------------------------------------------------
+
+def test_the_log_has_a_row_a_step_and_a_loss_a_task(straight):
+    log, _ = straight
+    assert log["step"].tolist() == list(range(6))
+    assert {"tokens_per_second", "data_seconds", "efficiency", "loss_text_qa", "loss_asr"} <= set(log.columns)
+    assert (log["tokens_per_second"] > 0).all() and log["seconds"].is_monotonic_increasing
+    assert (log["loss"].between(log[["loss_text_qa", "loss_asr"]].min(axis=1),
+                                log[["loss_text_qa", "loss_asr"]].max(axis=1))).all()
+
+
+def test_tensorboard_holds_the_same_losses(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log, _ = run(tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx(log["loss"].tolist(), rel=1e-6)
+
+
+# --- it resumes -----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_stop_and_resume_equals_a_straight_run(tmp_path, precision):
+    preset = toys.preset(training__precision=precision)
+    whole = run(tmp_path / "whole", preset=preset)
+    run(tmp_path / "parts", preset=preset, stop_after=3)
+    assert_same(run(tmp_path / "parts", preset=preset), whole)
+
+
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path, straight):
+    """SIGKILL in the middle of step 4: the checkpoint after step 3 stands, the log's last rows are dropped."""
+    script = textwrap.dedent("""
+        import sys, time
+        from pathlib import Path
+        import toys
+        from omnidiff_lite.training import trainer
+
+        real = trainer._Trainer.step
+        def slow(self, step, rate):
+            if step == 5:
+                Path(sys.argv[1], "reached").touch()
+                time.sleep(600)
+            return real(self, step, rate)
+        trainer._Trainer.step = slow
+        trainer.train_stage(toys.preset(), 1, toys.denoiser(), toys.datasets(), sys.argv[1], progress=False)
+    """)
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])}
+    child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], env=environment)
+    try:
+        waited = time.monotonic()
+        while not (tmp_path / "reached").exists():
+            assert child.poll() is None and time.monotonic() - waited < 120, "the child did not reach step 5"
+            time.sleep(0.05)
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    logged = (tmp_path / "log.csv").read_text()
+    assert logged.count("\n") == 6  # header and steps 0 to 4; the last checkpoint is after step 3
+    (tmp_path / "log.csv").write_text(logged[:-20])  # and the last line was only half on the disk
+    assert_same(run(tmp_path), straight)
+
+
+def test_a_damaged_last_checkpoint_costs_two_steps_and_nothing_else(tmp_path, straight):
+    run(tmp_path, stop_after=4)
+    (tmp_path / "checkpoints" / "step-00000004" / "model.safetensors").write_bytes(b"")
+    with pytest.warns(UserWarning, match="damaged"):
+        resumed = run(tmp_path)
+    assert_same(resumed, straight)
+
+
+def test_a_finished_stage_only_loads(tmp_path, straight):
+    run(tmp_path)
+    model = toys.denoiser()
+    log = train_stage(toys.preset(), 1, model, toys.datasets(), tmp_path, progress=False)
+    assert_same((log, model), straight)
+
+
+def test_another_run_is_refused_or_started_afresh(tmp_path):
+    run(tmp_path, stop_after=2)
+    other = toys.preset(training__gamma=1.0)
+    with pytest.raises(CheckpointError, match="training.gamma was 0.6, is 1.0"):
+        run(tmp_path, preset=other)
+    with pytest.raises(CheckpointError, match="start was"):
+        run(tmp_path, model=toys.denoiser(seed=5))
+    with pytest.warns(UserWarning, match="another run: starting afresh"):
+        fresh = run(tmp_path, preset=other, resume="auto")
+    assert_same(fresh, run(tmp_path / "clean", preset=other))
+    assert_same(run(tmp_path, preset=other, resume=False), fresh)
+
+
+# --- the same step, cut differently ---------------------------------------------------------------------------------
+
+def test_micro_batches_do_not_change_the_step(tmp_path, straight):
+    log, _ = run(tmp_path, preset=toys.preset(training__micro_rows=1, training__precision="fp32"))
+    whole, _ = run(tmp_path / "whole", preset=toys.preset(training__precision="fp32"))
+    assert log["scored"].tolist() == whole["scored"].tolist()
+    assert log["loss"].tolist() == pytest.approx(whole["loss"].tolist(), rel=1e-4)
+    assert log["gradient_norm"].tolist() == pytest.approx(whole["gradient_norm"].tolist(), rel=1e-3)
+
+
+def test_the_causal_twin_predicts_every_answer_token_and_hides_none(tmp_path, straight):
+    model = toys.denoiser(is_causal=True)
+    log, _ = run(tmp_path, model=model)
+    assert log["tokens"].tolist() == straight[0]["tokens"].tolist()  # the same rows
+    assert (log["scored"] > straight[0]["scored"]).all()
+    rows = batch(model, toys.copying(2), mask_id=None)
+    assert not (rows.input_ids == toys.VOCABULARY.mask).any()
+
+
+def test_validation_uses_the_same_masks_every_time():
+    model, data = toys.denoiser(), {"asr": toys.hearing(9), "text_qa": toys.copying(9)}
+    first, again = (validate(toys.preset(), model, data, rows=rows) for rows in (8, 8))
+    assert first.equals(again) and first["samples"].tolist() == [9, 9]
+    assert not first["loss"].equals(validate(toys.preset(), model, data, seed=1)["loss"])
+
+
+# --- what cannot be trained -----------------------------------------------------------------------------------------
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
+    model = toys.denoiser()
+    torch.nn.init.constant_(model.lm_head.weight, float("nan"))
+    with pytest.raises(TrainingError, match="step 0: the loss is nan.*lower the learning rate"):
+        run(tmp_path, model=model)
+
+
+def test_there_are_three_stages(tmp_path):
+    with pytest.raises(TrainingError, match="stage 4: the paper has stages 1, 2 and 3"):
+        train_stage(toys.preset(), 4, toys.denoiser(), toys.datasets(), tmp_path)
+
+
+def test_seeds_are_well_mixed():
+    assert len({derive_seed(a, b, c) for a in range(10) for b in range(4) for c in range(100)}) == 4000

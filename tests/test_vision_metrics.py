@@ -1,0 +1,111 @@
+"""POPE, MME, multiple choice, BLEU and CIDEr, worked by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import sacrebleu
+
+from omnidiff_lite.evaluation.cider import cider_scores
+from omnidiff_lite.evaluation.requests import Settings
+from omnidiff_lite.evaluation.vision import (bleu, bleu_statistics, chosen_letter, mme_scores, multiple_choice_accuracy,
+                                             pope_scores, yes_or_no)
+
+FEW = Settings(bootstrap=100)
+
+
+@pytest.mark.parametrize("text, word", [
+    ("Yes", "yes"), (" no, there is not.", "no"), ("<|im_start|>yes<|im_end|>", "yes"),
+    ("nothing", "other"), ("I think yes", "other"), ("", "other"), (None, "other")])
+def test_the_first_word_decides(text, word):
+    assert yes_or_no(text) == word
+
+
+def test_popes_five_figures():
+    #          true yes  false no  true no  false yes  neither   true yes
+    answers = ["yes", "yes", "no", "no", "no", "yes"]
+    said = ["yes", "no", "no", "yes", "", "Yes."]
+    scores = {name: estimate.value for name, estimate in pope_scores(answers, said, settings=FEW).items()}
+    assert scores == pytest.approx({"accuracy": 50, "precision": 200 / 3, "recall": 200 / 3, "f1": 200 / 3, "yes": 50})
+
+
+def test_pope_without_any_yes_is_zero_not_undefined():
+    scores = pope_scores(["yes", "no"], [None, "no"], settings=FEW)
+    assert scores["precision"].value == scores["f1"].value == scores["recall"].value == 0
+    assert scores["accuracy"].value == 50
+
+
+def test_mme_counts_questions_and_whole_pictures():
+    """Picture a: both right; b: one of two. accuracy 3/4, accuracy+ 1/2."""
+    scores = mme_scores(["count"] * 4, ["a", "a", "b", "b"], [True, True, True, False], FEW)
+    assert scores["mme_count"].value == pytest.approx(75 + 50) == scores["mme_p"].value
+    assert scores["mme_count"].n == 4
+
+
+def test_mme_sums_its_subtasks_and_resamples_within_them():
+    subtasks = ["count"] * 4 + ["color"] * 2
+    pictures = ["a", "a", "b", "b", "a", "a"]  # one picture may serve two subtasks
+    scores = mme_scores(subtasks, pictures, [True, True, False, False, True, True], FEW)
+    assert (scores["mme_count"].value, scores["mme_color"].value, scores["mme_p"].value) == (100, 200, 300)
+    assert scores["mme_p"].low >= 200 and scores["mme_p"].n == 6
+
+
+def test_mme_needs_pairs():
+    with pytest.raises(ValueError, match="two questions a picture; 'b' of count has 1"):
+        mme_scores(["count"] * 3, ["a", "a", "b"], [True] * 3)
+
+
+@pytest.mark.parametrize("text, letter", [
+    ("B", "B"), (" b. blue", "B"), ("(C) red", "C"), ("D: two", "D"), ("A red bar", ""), ("blue", ""), ("", ""),
+    (None, ""), ("<|begin|>A<|im_end|>", "A")])
+def test_the_letter_that_an_answer_opens_with(text, letter):
+    assert chosen_letter(text) == letter
+
+
+def test_multiple_choice_accuracy():
+    estimate = multiple_choice_accuracy(["A", "B", "C", "D"], ["A.", "A", "c", None], settings=FEW)
+    assert estimate.value == 50 and estimate.n == 4
+
+
+def test_bleu_of_summed_statistics_is_sacrebleus():
+    hypotheses = ["a red circle above a blue square", "there is a small star", "a cat"]
+    references = [["a red circle above a large blue square", "a circle over a square"],
+                  ["there is a small yellow star", "a star"], ["there is a dog", "a dog"]]
+    sums = np.sum([bleu_statistics(h, r) for h, r in zip(hypotheses, references)], axis=0)
+    official = sacrebleu.corpus_bleu(hypotheses, list(map(list, zip(*references))), lowercase=True).score
+    assert float(bleu(sums)) == pytest.approx(official) and official > 10
+
+
+def test_bleu_smooths_like_sacrebleu_and_is_zero_for_nothing():
+    sums = np.array(bleu_statistics("a red dog and a red cat", ["a red bird or the blue cat"]))
+    assert float(bleu(sums)) == pytest.approx(
+        sacrebleu.corpus_bleu(["a red dog and a red cat"], [["a red bird or the blue cat"]]).score)
+    assert float(bleu(np.array(bleu_statistics("", ["a red bird"])))) == 0
+
+
+def test_cider_of_three_captions():
+    """Idf: "a" is in all three reference sets, so it weighs log 1 = 0; every other gram is in one, log 3.
+
+    First: equal to its reference, all orders match but 4-grams, which neither has: 10 * 3/4.
+    Second: "a blue star" against "a blue ring": of unigrams blue matches, of (blue, ring) and (blue, star): cosine 1/2;
+    of bigrams "a blue" of two: 1/2; the trigram differs: 10/4 * (1/2 + 1/2). Third: nothing in common.
+    """
+    scores = cider_scores(["a red dog", "a blue star", "no idea"], [["a red dog"], ["a blue ring"], ["a green tree"]])
+    assert scores == pytest.approx([7.5, 2.5, 0.0])
+
+
+def test_cider_punishes_length_and_clips_repeats():
+    references = [["a red dog"], ["blue ring"]]
+    short = cider_scores(["a red dog", "blue ring"], references)
+    long = cider_scores(["a red dog dog dog", "blue ring"], references)
+    # unigram weights (1, 1, 3) against (1, 1, 1): dog is clipped to 1; bigrams (1, 1, 2) with no match of "dog dog"
+    unigram, bigram, trigram = 3 / math.sqrt(11 * 3), 2 / math.sqrt(6 * 2), 1 / math.sqrt(3)
+    assert short[0] == pytest.approx(7.5)
+    assert long[0] == pytest.approx(2.5 * (unigram + bigram + trigram) * math.exp(-4 / 72))
+
+
+def test_cider_averages_over_references_and_refuses_none():
+    one, two = cider_scores(["a b", "c"], [["a b", "x y"], ["c"]])
+    assert one == pytest.approx(cider_scores(["a b", "c"], [["a b"], ["c"]])[0] / 2) and two > 0
+    with pytest.raises(ValueError, match="at least one reference"):
+        cider_scores(["a"], [[]])
