@@ -111,6 +111,26 @@ def infer_task(inputs: set[str], outputs: Sequence[str]) -> str | None:
     return None
 
 
+def task_of(messages: list[dict[str, str]]) -> str:
+    """The task of a conversation in the released format, which does not name it.
+
+    By the media of the user's and the assistant's turns; the released instructions tell recognition from spoken
+    questions, and captioning from visual ones.
+    """
+    user, answer = ("\n".join(m["content"] for m in messages if m["role"] == role) for role in ("user", "assistant"))
+    if AUDIO in user:
+        if IMAGE in answer:
+            return "s2i"
+        if IMAGE in user:
+            return "svqa"
+        return "asr" if user.startswith("Convert the speech to text") and AUDIO not in answer else "sqa"
+    if IMAGE in answer:
+        return "t2i"
+    if IMAGE in user:
+        return "captioning" if user.replace(IMAGE, "").strip() in ("", *CAPTION_PROMPTS) else "vqa"
+    return "tts" if AUDIO in answer else "text_qa"
+
+
 def build_messages(task: str, text: str | None = None, answer: str | None = None, rng: Any = None
                    ) -> list[dict[str, str]]:
     """The messages of a named task. With `answer`, the assistant's turn too (speech and image as placeholders).

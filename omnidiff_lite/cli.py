@@ -139,13 +139,46 @@ def _data(options: argparse.Namespace) -> None:
     from omnidiff_lite.data.jsonl import write_samples
     from omnidiff_lite.world.dataset import samples
 
-    drawn = samples(options.task, options.split, options.n, options.seed, _load(options).world)
-    print(write_samples(drawn, options.out))
+    preset = _load(options)
+    drawn = samples(options.task, options.split, options.n, options.seed, preset.world)
+    print(write_samples(drawn, options.out, image_size=preset.world.image_size))
+
+
+def _tokenize_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("jsonl", type=Path, help="samples in the released format: messages, images, audios")
+    parser.add_argument("--preset", default="smoke", help="whose tokenizers and picture sizes (default smoke)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load media")
+    parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+
+
+@command("tokenize", "Encode a jsonl file once, so that training reads ids.",
+         "omnidiff tokenize my_samples/samples.jsonl --out my_samples/encoded.safetensors")
+@arguments(_tokenize_arguments)
+def _tokenize(options: argparse.Namespace) -> None:
+    from omnidiff_lite.config import load_preset
+    from omnidiff_lite.data.encode import encode_samples, write_encoded
+    from omnidiff_lite.data.jsonl import read_samples
+
+    preset = load_preset(options.preset)
+    samples = read_samples(options.jsonl)
+    sizes = preset.image_tokenizer.understanding_size, preset.image_tokenizer.generation_size
+    encoded = encode_samples(samples, _tokenizers(preset), sizes, workers=options.workers, progress=True)
+    write_encoded(options.out, encoded)
+    print(f"{options.out}: {len(encoded)} samples, {sum(len(s.ids) for s in encoded)} tokens")
+
+
+def _tokenizers(preset: Any) -> Any:
+    from omnidiff_lite.artifacts import Artifacts
+    from omnidiff_lite.tokenizers import Tokenizers
+
+    artifacts = Artifacts.of(preset.name)
+    return Tokenizers.from_pretrained(artifacts.require(artifacts.tokenizers, "02_training_the_tokenizers"))
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     _preset(parser)
     parser.add_argument("--stage", type=int, required=True, choices=(1, 2, 3))
+    parser.add_argument("--data", type=Path, nargs="+", help="files of omnidiff tokenize, in place of the world's samples")
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -154,17 +187,49 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 @arguments(_train_arguments)
 def _train(options: argparse.Namespace) -> None:
     from omnidiff_lite.artifacts import Artifacts
-    from omnidiff_lite.tokenizers import Tokenizers
+    from omnidiff_lite.data.encode import by_task
     from omnidiff_lite.training.stages import run_stage
 
     preset = _load(options)
     artifacts = Artifacts.of(preset.name)
-    tokenizers = Tokenizers.from_pretrained(artifacts.require(artifacts.tokenizers, "02_training_the_tokenizers"))
     before = ("", "03_stage1_vision_language", "04_stage2_speech_vision_language")[options.stage - 1]
     init = artifacts.require(artifacts.stage(options.stage - 1) / "denoiser", before) if options.stage > 1 else None
-    _, history = run_stage(preset, options.stage, tokenizers, init, artifacts.stage(options.stage), artifacts.cache,
-                           options.seed)
+    data = by_task(options.data) if options.data else None
+    _, history = run_stage(preset, options.stage, _tokenizers(preset), init, artifacts.stage(options.stage),
+                           artifacts.cache, options.seed, datasets=data)
     print(f"stage {options.stage}: last loss {history['loss'].iloc[-1]:.3f}; {artifacts.stage(options.stage)}")
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", choices=("asr", "tts", "captioning", "t2i", "s2i", "text_qa", "vqa", "sqa", "svqa"))
+    parser.add_argument("--preset", default="smoke", help="whose checkpoint and judges (default smoke)")
+    parser.add_argument("--data", type=Path, help="a jsonl file of yours, in place of the world's test split")
+    parser.add_argument("--items", type=int, default=0, help="how many (default: the preset's number, or the whole file)")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+@command("evaluate", "Score a checkpoint on one task, with intervals.", "omnidiff evaluate asr --preset smoke --items 20")
+@arguments(_evaluate_arguments)
+def _evaluate(options: argparse.Namespace) -> None:
+    from omnidiff_lite.artifacts import Artifacts
+    from omnidiff_lite.config import load_preset
+    from omnidiff_lite.data.jsonl import read_samples
+    from omnidiff_lite.evaluation.judges import load_judges
+    from omnidiff_lite.evaluation.suite import evaluate_task
+    from omnidiff_lite.evaluation.tables import comparison, to_markdown
+    from omnidiff_lite.pipeline import OmniDiffusion
+    from omnidiff_lite.world.dataset import samples
+
+    preset = load_preset(options.preset)
+    artifacts = Artifacts.of(preset.name)
+    model = OmniDiffusion.from_pretrained(
+        artifacts.require(artifacts.checkpoint, "05_stage3_speech_driven_visual_interaction"))
+    judges = load_judges(preset, artifacts.require(artifacts.judges, "02_training_the_tokenizers"))
+    if options.data:
+        items = read_samples(options.data)[:options.items or None]
+    else:
+        items = samples(options.task, "test", options.items or preset.evaluation.items, options.seed, preset.world)
+    print(to_markdown(comparison(evaluate_task(options.task, model, judges, items, preset, options.seed))))
 
 
 def _table_arguments(parser: argparse.ArgumentParser) -> None:

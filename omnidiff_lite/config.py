@@ -139,6 +139,7 @@ class FlowConfig:
     unet_mid_blocks: int = 12
     steps: int = 10  # Euler steps
     guidance: float = 0.7
+    temperature: float = 1.0  # of the starting noise; 1 = released, less is clearer from a briefly trained flow
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,7 @@ class TrainingConfig:
     clip: float = 1.0
     precision: Literal["bf16", "fp32"] = "bf16"
     compile: bool = False
+    recompute: bool = False  # activations anew in the backward pass, to save memory
     micro_rows: int = 0  # rows a forward pass, to save memory; 0 = all of a process at once
     checkpoint_every: int = 600
     samples: dict[str, int] = field(default_factory=dict)  # task -> training samples
@@ -232,7 +234,7 @@ class JudgeConfig:
     clip_t: str = "openai/clip-vit-base-patch32"  # "trained" = a CLIP-like model on the world
     clip_i: str = "openai/clip-vit-large-patch14"
     recogniser: SpeechEncoderConfig = SpeechEncoderConfig(
-        dim=128, ffn=256, blocks=4, tp_blocks=2, ctc_vocabulary=32)
+        dim=128, ffn=256, blocks=4, tp_blocks=2, ctc_vocabulary=32, ctc_steps=3)
     clip_dim: int = 128
     clip_layers: int = 3
 

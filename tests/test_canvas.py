@@ -25,7 +25,8 @@ def test_the_released_picture_takes_260_tokens():
 def test_text_then_speech_pre_infills_begin_of_audio_and_leaves_the_end_open():
     canvas = answer_canvas(V, ["text", "speech"], {"text": 3, "speech": 4}, newline=NEWLINE)
     assert canvas.ids.tolist() == [M] * 3 + [V.begin_of_audio] + [M] * (4 + 3)  # codes, then end_of_audio and closing
-    assert canvas.spans == (("text", 0, 3), ("speech", 4, 11))
+    assert canvas.spans == (("first text", 0, 1), ("text", 1, 3), ("first speech", 4, 5), ("speech", 5, 11))
+    assert canvas.allowed["first speech"] == (V.speech_range,), "something is said, so that no answer is silent"
     allowed = {i for part in canvas.allowed["speech"] for i in part}
     assert allowed == {*V.speech_range, V.end_of_audio, V.im_end, V.pad, NEWLINE}
     assert M not in {i for parts in canvas.allowed.values() for part in parts for i in part}
@@ -33,7 +34,7 @@ def test_text_then_speech_pre_infills_begin_of_audio_and_leaves_the_end_open():
 
 def test_text_alone_may_end_early():
     canvas = answer_canvas(V, ["text"], {"text": 5})
-    assert canvas.ids.tolist() == [M] * 6 and canvas.spans == (("text", 0, 6),)
+    assert canvas.ids.tolist() == [M] * 6 and canvas.spans == (("first text", 0, 1), ("text", 1, 6))
     allowed = {i for part in canvas.allowed["text"] for i in part}
     assert allowed == {*V.text_range, V.im_end, V.pad}
 
@@ -41,7 +42,8 @@ def test_text_alone_may_end_early():
 def test_all_three_in_the_order_asked_for():
     canvas = answer_canvas(V, ["image", "text", "speech"], {"image": 2, "text": 1, "speech": 2})
     assert canvas.ids.tolist() == [V.begin_of_image, M, M, V.end_of_image, M, V.begin_of_audio, M, M, M, M]
-    assert [span.modality for span in canvas.spans] == ["image", "text", "speech"]
+    assert [span.modality for span in canvas.spans] == ["image", "first text", "text", "first speech", "speech"]
+    assert canvas.spans[2] == ("text", 5, 5), "one token of text is its first"
 
 
 def test_without_markers_everything_is_masked_and_any_answer_is_possible():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from omnidiff_lite.chat import (IGNORE, TASKS, ChatEncoder, ChatError, SpeechTokens, build_messages, compose_messages,
-                                infer_task, released_inference_messages)
+                                infer_task, released_inference_messages, task_of)
 from omnidiff_lite.tokenizers.text import decode_text, encode_text, extend, load_text_tokenizer, train_text_tokenizer
 from omnidiff_lite.vocabulary import Vocabulary, VocabularyError
 
@@ -116,3 +116,8 @@ def test_unnamed_combinations_still_place_every_input():
 def test_training_draws_paraphrases():
     rng = np.random.default_rng(0)
     assert len({build_messages("t2i", "x", rng=rng)[0]["content"] for _ in range(80)}) == 8
+
+
+def test_the_task_of_a_conversation_is_read_off_its_turns():
+    for task in TASKS:
+        assert task_of(build_messages(task, "what is it", answer="a red circle")) == task

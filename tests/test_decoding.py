@@ -354,7 +354,7 @@ def test_settings_that_do_not_fit_the_call(model):
         DecodingConfig().replace(step=3)
     for config, keywords, message in [
         (DecodingConfig(), {}, "length is None"),
-        (DecodingConfig(length=4, guidance_scale=2.0), {}, "needs an unconditional prompt"),
+        (DecodingConfig(length=4, guidance_scale=2.0), {}, "needs guidance_prompt_ids"),
         (DecodingConfig(length=4, guidance_prompt_ids=[1] * 9, guidance_scale=1.0, guidance_alignment="released"), {},
          "at least as long as the unconditional one"),
         (DecodingConfig(length=4, guidance_prompt_ids=[[1]] * 3, guidance_scale=2.0), {}, "3 prompts for 1"),

@@ -80,7 +80,8 @@ def test_a_sample_that_fails_is_named(parts, folder):
 
 
 def test_encoded_samples_come_back_from_disk_as_they_were(parts, folder):
-    encoded = encode_samples([svqa(), Sample(build_messages("text_qa", "a", "red"), task="text_qa")], parts, SIZES, folder)
+    text_only = Sample(build_messages("text_qa", "a", "red"), task="text_qa")
+    encoded = encode_samples([svqa(), text_only], parts, SIZES, folder)
     write_encoded(folder / "set" / "data.safetensors", encoded)
     for ours, theirs in zip(read_encoded(folder / "set" / "data.safetensors"), encoded, strict=True):
         assert all(np.array_equal(getattr(ours, name), getattr(theirs, name)) for name in ("ids", "labels", "frames"))

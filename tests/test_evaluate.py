@@ -15,14 +15,16 @@ from omnidiff_lite.evaluation.requests import (CHUNK, Settings, media_refs, refe
                                                requests_of, user_text)
 from omnidiff_lite.evaluation.sampling import sweep_images, sweep_speech
 from omnidiff_lite.evaluation.speech import evaluate_asr, evaluate_tts
-from omnidiff_lite.evaluation.vision import evaluate_captioning, evaluate_mme, evaluate_pope, evaluate_seed_bench
+from omnidiff_lite.evaluation.vision import (evaluate_captioning, evaluate_mme, evaluate_pope, evaluate_seed_bench,
+                                             spoken_questions)
 from omnidiff_lite.media import Image, Speech, Text, Waveform
 from omnidiff_lite.world import benchmarks
 from omnidiff_lite.world.captions import plain
 from omnidiff_lite.world.recipes import scene_ref
 from omnidiff_lite.world.scenes import Scene, render, sample_scene
 from omnidiff_lite.world.splits import stream
-from omnidiff_lite.world.voices import speech_ref, test_voices as voices_of_tests
+from omnidiff_lite.world.voices import parse_speech, speech_ref
+from omnidiff_lite.world.voices import test_voices as voices_of_tests
 
 WORLD = load_preset("smoke").world
 QUICK = Settings(bootstrap=50, image_sizes=(64, 64))
@@ -201,9 +203,12 @@ def test_mme_on_the_world_typed_and_spoken():
             return ["yes"] * len(waves)
 
     model = KnownModel(*[Reply("no", TONE)] * 6, *[Reply("no")] * 6)  # speaks to the first six only
-    spoken, items = evaluate_mme(model, samples, QUICK, judge=Yes(), table="spoken_mme")
+    aloud = spoken_questions(samples, voices_of_tests())
+    spoken, items = evaluate_mme(model, aloud, QUICK, task="svqa", judge=Yes(), table="spoken_mme")
     assert cells(spoken) == {"mme_count": 50, "mme_color": 0, "mme_p": 50}
     assert model.calls[0]["to"] == ("text", "speech") and spoken[0].table == "spoken_mme"
+    assert [type(part) for part in model.calls[0]["requests"][0]] == [Speech, Image]
+    assert parse_speech(aloud[0].audios[0])[0] == samples[0].meta["question"]
     assert items["prediction"].tolist() == ["yes"] * 6 + [""] * 6
 
 

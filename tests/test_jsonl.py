@@ -32,7 +32,7 @@ def written(folder, *rows, name="data.jsonl"):
 def test_messages_with_a_picture(folder):
     sample, = read_samples(written(folder, GOOD, ""))
     assert sample.messages == GOOD["messages"] and sample.images == [str(folder / "a.png")]
-    assert (sample.audios, sample.task, sample.meta) == ([], None, {})
+    assert (sample.audios, sample.task, sample.meta) == ([], "vqa", {})
 
 
 def test_conversations_by_human_and_gpt_read_the_same(folder):

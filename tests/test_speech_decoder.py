@@ -197,9 +197,14 @@ def test_a_speaker_is_a_direction(quick):
     assert not torch.allclose(quick.mel([1, 2], speaker=speaker), quick.mel([1, 2]), atol=1e-3)
 
 
+def test_without_noise_the_seed_is_idle(quick):
+    assert torch.equal(quick.mel([1, 2, 3], seed=0, temperature=0.0), quick.mel([1, 2, 3], seed=1, temperature=0.0))
+
+
 # --- errors ----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("ids, message", [([], "at least 1"), ([[1, 2]], r"expected \[n\]"), ([3, 64], r"expected 0\.\.63")])
+@pytest.mark.parametrize("ids, message", [
+    ([], "at least 1"), ([[1, 2]], r"expected \[n\]"), ([3, 64], r"expected 0\.\.63")])
 def test_ids_that_cannot_be_spoken_are_a_clear_error(quick, ids, message):
     with pytest.raises(ValueError, match=message):
         quick.decode(ids)
@@ -248,7 +253,7 @@ def test_mel_bins_peak_where_the_tone_is():
 def test_the_linear_spectrum_gives_its_mel_back():
     mel = log_mel(singing())
     back = (mel_filters() @ linear_magnitude(mel)).clamp(min=1e-5).log()
-    assert (back - mel).abs().mean() < 0.03
+    assert (back - mel).abs().mean() < 0.06
 
 
 def test_griffin_lim_gives_the_sound_back():

@@ -10,7 +10,7 @@ import toys
 from omnidiff_lite.backbone import Denoiser
 from omnidiff_lite.config import load_preset
 from omnidiff_lite.training.stages import STAGES, new_denoiser, run_stage
-from omnidiff_lite.training.trainer import TrainingError
+from omnidiff_lite.training.step import TrainingError
 
 TINY = {"training.checkpoint_every": 2, "evaluation.items": 2, "training.length": 320,
         "denoiser.hidden_size": 16, "denoiser.intermediate_size": 32, "denoiser.layers": 1,

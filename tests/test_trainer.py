@@ -18,8 +18,9 @@ import toys
 
 from omnidiff_lite.config import StageConfig
 from omnidiff_lite.data.packing import PackedStream, pack_row
-from omnidiff_lite.training.batches import answer_mask, collate, derive_seed, draw_mask
-from omnidiff_lite.training.trainer import AnswerLoss, TrainingError, learning_rate, train_stage, validate
+from omnidiff_lite.training.batches import choose_scored, collate, derive_seed
+from omnidiff_lite.training.step import AnswerLoss, TrainingError
+from omnidiff_lite.training.trainer import learning_rate, train_stage, validate
 from omnidiff_lite.weights import CheckpointError
 
 LOSSES = ["step", "loss", "loss_text_qa", "loss_asr", "gradient_norm", "learning_rate", "tokens", "scored"]
@@ -29,6 +30,12 @@ def run(out_dir: Path, *, preset=None, model=None, **options) -> tuple[pd.DataFr
     model = model or toys.denoiser()
     log = train_stage(preset or toys.preset(), 1, model, toys.datasets(), out_dir, progress=False, **options)
     return log, model
+
+
+def child_environment() -> dict[str, str]:
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
 
 def assert_same(ours, theirs) -> None:
@@ -68,10 +75,11 @@ def test_the_gradient_reaches_the_speech_adapter_through_the_frames():
     assert all(p.grad is None or not p.grad.any() for p in model.model.audio_projection.parameters())
 
 
-def batch(model, samples, mask_id: int | None = toys.VOCABULARY.mask):
+def batch(model, samples):
+    """One row whose whole answers are to be predicted."""
     row = pack_row(samples, [1] * len(samples), 64, pad=toys.VOCABULARY.pad,
                    context_of_audio=toys.VOCABULARY.context_of_audio)
-    return collate([row], [answer_mask(row)], sorted({s.task for s in samples}), mask_id)
+    return collate([row], [torch.from_numpy(row.labels >= 0)], sorted({s.task for s in samples}), model.config)
 
 
 def test_the_step_loss_is_the_mean_over_scored_tokens_shifted_by_one():
@@ -88,13 +96,13 @@ def test_the_step_loss_is_the_mean_over_scored_tokens_shifted_by_one():
 def test_masks_take_answers_only_and_fewer_tail_pads():
     stream = PackedStream(toys.datasets(), {"text_qa": 1.0}, 64, 300, 0, pad=toys.VOCABULARY.pad,
                           context_of_audio=toys.VOCABULARY.context_of_audio, max_tail_pads=4)
-    rows = stream.batch(0)
+    rows, denoiser = stream.batch(0), toys.denoiser().config
     labels = torch.stack([torch.from_numpy(row.labels) for row in rows])
     pads = labels == toys.VOCABULARY.pad
     spread = {}
     for how in ("sequence", "token"):
         config = toys.preset(training__time=how).training
-        masks = torch.stack([draw_mask(row, config, toys.VOCABULARY.pad, (0, n)) for n, row in enumerate(rows)])
+        masks = torch.stack([choose_scored(row, config, denoiser, (0, n)) for n, row in enumerate(rows)])
         assert not masks[labels == -100].any()
         assert masks[(labels >= 0) & ~pads].float().mean() == pytest.approx(0.5, abs=0.04)
         assert masks[pads].float().mean() == pytest.approx(0.3, abs=0.04)
@@ -153,18 +161,16 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, straight):
         import toys
         from omnidiff_lite.training import trainer
 
-        real = trainer._Trainer.step
+        real = trainer.Stepper.step
         def slow(self, step, rate):
             if step == 5:
                 Path(sys.argv[1], "reached").touch()
                 time.sleep(600)
             return real(self, step, rate)
-        trainer._Trainer.step = slow
+        trainer.Stepper.step = slow
         trainer.train_stage(toys.preset(), 1, toys.denoiser(), toys.datasets(), sys.argv[1], progress=False)
     """)
-    here = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])}
-    child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], env=environment)
+    child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], env=child_environment())
     try:
         waited = time.monotonic()
         while not (tmp_path / "reached").exists():
@@ -217,13 +223,19 @@ def test_micro_batches_do_not_change_the_step(tmp_path, straight):
     assert log["gradient_norm"].tolist() == pytest.approx(whole["gradient_norm"].tolist(), rel=1e-3)
 
 
+def test_recomputing_activations_does_not_change_the_step(tmp_path):
+    plain, recomputed = (run(tmp_path / str(on), preset=toys.preset(training__recompute=on, training__precision="fp32"))
+                         for on in (False, True))
+    assert_same(plain, recomputed)
+    assert not recomputed[1].is_gradient_checkpointing
+
+
 def test_the_causal_twin_predicts_every_answer_token_and_hides_none(tmp_path, straight):
     model = toys.denoiser(is_causal=True)
     log, _ = run(tmp_path, model=model)
     assert log["tokens"].tolist() == straight[0]["tokens"].tolist()  # the same rows
     assert (log["scored"] > straight[0]["scored"]).all()
-    rows = batch(model, toys.copying(2), mask_id=None)
-    assert not (rows.input_ids == toys.VOCABULARY.mask).any()
+    assert not (batch(model, toys.copying(2)).input_ids == toys.VOCABULARY.mask).any()
 
 
 def test_validation_uses_the_same_masks_every_time():
@@ -231,6 +243,28 @@ def test_validation_uses_the_same_masks_every_time():
     first, again = (validate(toys.preset(), model, data, rows=rows) for rows in (8, 8))
     assert first.equals(again) and first["samples"].tolist() == [9, 9]
     assert not first["loss"].equals(validate(toys.preset(), model, data, seed=1)["loss"])
+
+
+def test_two_processes_share_the_rows_and_take_the_same_steps(tmp_path):
+    """Two CPU processes, with a stop and a resume between: gradients are averaged over all scored tokens."""
+    whole, _ = run(tmp_path / "alone", preset=toys.preset(training__precision="fp32"))
+    script = tmp_path / "two.py"
+    script.write_text(textwrap.dedent("""
+        import sys
+        import toys
+        from omnidiff_lite.training.trainer import train_stage
+
+        for stop in (3, None):
+            train_stage(toys.preset(training__precision="fp32"), 1, toys.denoiser(), toys.datasets(), sys.argv[1],
+                        progress=False, stop_after=stop)
+    """))
+    environment = child_environment() | {"ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run([*command, str(script), str(tmp_path / "two")], env=environment, check=True, timeout=180)
+    log = pd.read_csv(tmp_path / "two" / "log.csv")
+    assert log["scored"].tolist() == whole["scored"].tolist()
+    for name in ("loss", "loss_asr", "gradient_norm"):
+        assert log[name].tolist() == pytest.approx(whole[name].tolist(), rel=1e-4)
 
 
 # --- what cannot be trained -----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A toy system for tests of data and training: a small id space, learnable tasks, a denoiser of a few thousand weights."""
+"""A toy system for tests of data and training: a small id space, learnable tasks, a denoiser of 20,000 weights."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ class ToyParts:
 
     def _frames(self, waves: list[Waveform], batch_size: int) -> list[torch.Tensor]:
         self.seen += [("frames", round(wave.seconds * 10)) for wave in waves]
-        return [torch.full((4 + round(wave.seconds * 10), SPEECH_DIM), float(abs(wave.samples).max())) for wave in waves]
+        return [torch.full((4 + round(wave.seconds * 10), SPEECH_DIM), float(abs(wave.samples).max()))
+                for wave in waves]
 
     def _codes(self, waves: list[Waveform], batch_size: int) -> list[torch.Tensor]:
         self.seen += [("codes", round(wave.seconds * 10)) for wave in waves]

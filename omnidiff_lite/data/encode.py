@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +66,8 @@ def encode_samples(samples: Sequence[Sample], tokenizers: Tokenizers, image_size
 
     `image_sizes`: pixels of a picture in a user turn, and in any other (dataset_qwen2.py:748-777: 512 and 256).
     Speech in an assistant turn becomes codes, in any other frames. `root`: where relative paths begin. `cache_dir`:
-    keeps what was drawn and spoken. `workers`: processes that do it. `draw_size`: pixels of a drawn picture. Raises `EncodingError` naming the first sample that fails.
+    keeps what was drawn and spoken. `workers`: processes that do it. `draw_size`: pixels of a drawn picture.
+    Raises `EncodingError` naming the first sample that fails.
     """
     uses = []
     for number, sample in enumerate(samples):
@@ -120,6 +121,15 @@ def read_encoded(path: str | Path) -> list[EncodedSample]:
     return [EncodedSample(*parts) for parts in zip(text, labels, frames, tasks, strict=True)]
 
 
+def by_task(paths: Iterable[str | Path]) -> dict[str, list[EncodedSample]]:
+    """Samples of several encoded files, sorted by task: what training takes."""
+    datasets: dict[str, list[EncodedSample]] = {}
+    for path in paths:
+        for sample in read_encoded(path):
+            datasets.setdefault(sample.task, []).append(sample)
+    return datasets
+
+
 @contextmanager
 def _naming(number: int, sample: Sample) -> Iterator[None]:
     """An error inside names the sample."""
@@ -166,14 +176,16 @@ def _encode_media(uses: Sequence[Sequence[Use]], tokenizers: Tokenizers, progres
             try:
                 media = dict(zip(refs, load_many(refs, **loading), strict=True))
                 for kind, encode in _ENCODERS.items():
-                    encoded |= encode([use for ref in refs for use in by_ref[ref] if use.kind == kind], media, tokenizers)
+                    wanted = [use for ref in refs for use in by_ref[ref] if use.kind == kind]
+                    encoded |= encode(wanted, media, tokenizers)
             except MediaError as error:
                 raise EncodingError(f"{_owner(str(error), refs, uses)}: {error}") from None
             bar.update(len(refs))
     return encoded
 
 
-def _encode_images(uses: Sequence[Use], media: dict[str, PIL.Image.Image], tokenizers: Tokenizers) -> dict[Use, Encoded]:
+def _encode_images(uses: Sequence[Use], media: dict[str, PIL.Image.Image], tokenizers: Tokenizers
+                   ) -> dict[Use, Encoded]:
     found: dict[Use, Encoded] = {}
     for size in sorted({use.size for use in uses}):
         for part in _chunks([use for use in uses if use.size == size], BATCH):

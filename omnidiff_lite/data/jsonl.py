@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from omnidiff_lite.chat import AUDIO, IMAGE, ROLES, Sample
+from omnidiff_lite.chat import AUDIO, IMAGE, ROLES, Sample, task_of
 from omnidiff_lite.config import Task
 from omnidiff_lite.data.media import is_recipe, load_image_ref, load_speech_ref
 
@@ -102,7 +102,7 @@ def _sample(row: Any, root: Path, where: str) -> Sample:
         raise DataError(f"{where}: unknown task {task!r}; choose one of {', '.join(Task.__args__)}, or leave it out")
     if not isinstance(meta, dict):
         raise DataError(f"{where}: 'meta' is a {type(meta).__name__}; give an object or leave it out")
-    return Sample(messages, images, audios, task, meta)
+    return Sample(messages, images, audios, task or task_of(messages), meta)
 
 
 def _message(turn: Any, where: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ import hashlib
 import io
 import multiprocessing
 import os
+import signal
 import warnings
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -115,7 +116,12 @@ def _load(refs: Sequence[str], root: str | Path | None, workers: int, size: int 
 @lru_cache(maxsize=1)
 def _pool(workers: int) -> ProcessPoolExecutor:
     """Kept between calls: a process takes half a second to start. Spawned, since forking a threaded torch is unsafe."""
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_ignore_interrupts)
+
+
+def _ignore_interrupts() -> None:
+    """An interrupt is for the process that owns the workers; they end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------

@@ -46,9 +46,10 @@ def answer_canvas(vocabulary: Vocabulary, outputs: Sequence[str], lengths: Mappi
 
     `lengths`: tokens of each, closing markers not counted. With `markers` what surely stands somewhere is there from
     the start: begin_of_audio (the paper's pre-infilling), and begin_of_image and end_of_image, as a picture's size is
-    known. Text and speech may end early: their spans also allow the ids that end a turn. The turn's own closing,
-    `<|im_end|>` and `newline` (the text tokenizer's id, if given), follows the last output. Without `markers` all is
-    masked, as in the released code, and every position may become any id that an answer can hold.
+    known. Text and speech hold at least one token and may end early: past the first, their spans also allow the ids that
+    end a turn. The turn's own closing, `<|im_end|>` and `newline` (the text tokenizer's id, if given), follows the last
+    output. Without `markers` all is masked, as in the released code, and every position may become any id that an
+    answer can hold.
     """
     v, ids, spans = vocabulary, [], []
     for modality in outputs:
@@ -60,7 +61,9 @@ def answer_canvas(vocabulary: Vocabulary, outputs: Sequence[str], lengths: Mappi
         ids += opening
         # A recording's end is for the model to place, so its end_of_audio lies inside the span.
         room = lengths[modality] + (modality == "speech")
-        spans.append(Span(modality, len(ids), len(ids) + room))
+        if modality != "image":  # it begins with content: no answer is empty
+            spans.append(Span(f"first {modality}", len(ids), len(ids) + 1))
+        spans.append(Span(modality, len(ids) + (modality != "image"), len(ids) + room))
         ids += [v.mask] * room
         ids += [v.end_of_image] if modality == "image" else []
     closing = [v.im_end] + ([] if newline is None else [newline])
@@ -92,7 +95,8 @@ def _allowed(v: Vocabulary, newline: int | None) -> dict[str, tuple[range, ...]]
         return tuple(range(i, i + 1) for i in ids)
 
     line = () if newline is None else single(newline)
-    return {"text": (v.text_range, *single(v.im_end, v.pad)),
+    return {"first text": (v.text_range,), "first speech": (v.speech_range,),
+            "text": (v.text_range, *single(v.im_end, v.pad)),
             "speech": (v.speech_range, *single(v.end_of_audio, v.im_end, v.pad), *line),
             "image": (v.image_range,)}
 

@@ -87,7 +87,7 @@ class DecodingConfig:
         """Does guidance act? A scale without an unconditional prompt is a `ConfigError`, as it could not."""
         off = (0.0,) if self.guidance_alignment == "released" else (1.0,)
         if self.guidance_prompt_ids is None and self.guidance_scale not in (0.0, 1.0):
-            raise ConfigError(f"guidance_scale {self.guidance_scale} needs an unconditional prompt: guidance_prompt_ids")
+            raise ConfigError(f"guidance_scale {self.guidance_scale} needs guidance_prompt_ids, a prompt")
         return self.guidance_prompt_ids is not None and self.guidance_scale not in off
 
     @classmethod

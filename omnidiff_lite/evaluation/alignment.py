@@ -17,7 +17,7 @@ from omnidiff_lite.config import WorldConfig
 from omnidiff_lite.evaluation.judges import Judges
 from omnidiff_lite.evaluation.records import Record, measured
 from omnidiff_lite.evaluation.requests import Model, Settings, ask, meta, reference_images
-from omnidiff_lite.evaluation.statistics import Estimate, mean_interval
+from omnidiff_lite.evaluation.statistics import Estimate, mean_interval, proportion_interval
 from omnidiff_lite.tokenizers.image import ImageTokenizer, prepare, to_image
 from omnidiff_lite.world.captions import verdict
 from omnidiff_lite.world.scenes import Scene
@@ -66,11 +66,11 @@ def score_pictures(judges: Judges, pictures: Sequence[PIL.Image.Image | None], s
     items.loc[drawn, "clip_i"] = judges.clip_i.image_similarity(kept, real)
     how = settings.resampling
     scores = {name: mean_interval(items[name], **how) for name in ("clip_t", "clip_i")}
-    scores["image_missing"] = mean_interval(items["missing"], **how).scaled(100)
+    scores["image_missing"] = proportion_interval(items["missing"], **how).scaled(100)
     if world is not None:
         facts = pd.DataFrame([read_picture(p, meta(s, "scene"), world) for p, s in zip(pictures, samples)])
         items = items.join(facts)
-        scores |= {f"image_{name}": mean_interval(items[name], **how).scaled(100) for name in facts}
+        scores |= {f"image_{name}": proportion_interval(items[name], **how).scaled(100) for name in facts}
     return scores, items
 
 

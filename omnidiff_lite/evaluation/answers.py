@@ -13,7 +13,7 @@ from omnidiff_lite.chat import TASKS, Sample
 from omnidiff_lite.evaluation.records import Record, measured, missing
 from omnidiff_lite.evaluation.requests import Model, Settings, ask, meta
 from omnidiff_lite.evaluation.speech import Recogniser, compare, normalize_libritts, transcribe_all, wer
-from omnidiff_lite.evaluation.statistics import mean_interval
+from omnidiff_lite.evaluation.statistics import proportion_interval
 
 
 def evaluate_answers(model: Model, samples: Sequence[Sample], settings: Settings = Settings(), *, task: str,
@@ -29,12 +29,12 @@ def evaluate_answers(model: Model, samples: Sequence[Sample], settings: Settings
                           "answer": [meta(s, "answer") for s in samples],
                           "prediction": [a.text or "" for a in answers]})
     items["right"] = _same(items["prediction"], items["answer"])
-    scores = {f"{task}_right": mean_interval(items["right"], **settings.resampling).scaled(100)}
+    scores = {f"{task}_right": proportion_interval(items["right"], **settings.resampling).scaled(100)}
     if judge is None or "speech" not in outputs:
         return measured(table, settings.row, settings.seed, scores), items
     items["heard"] = transcribe_all(judge, [a.speech for a in answers])
     items["spoken_right"] = _same(items["heard"], items["answer"])
-    scores[f"{task}_spoken_right"] = mean_interval(items["spoken_right"], **settings.resampling).scaled(100)
+    scores[f"{task}_spoken_right"] = proportion_interval(items["spoken_right"], **settings.resampling).scaled(100)
     said = items[items["prediction"].map(lambda text: bool(normalize_libritts(text)))]
     if said.empty:
         return measured(table, settings.row, settings.seed, scores) + [

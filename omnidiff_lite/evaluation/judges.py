@@ -31,8 +31,6 @@ WHISPER_RATE = 16000
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-
-
 class RecognitionJudge:
     """Recordings to text: a `SpeechEncoder` with its CTC head, or Whisper."""
 
@@ -166,6 +164,11 @@ class Judges:
     recognition: RecognitionJudge
     clip_t: AlignmentJudge
     clip_i: AlignmentJudge
+
+    def to(self, device: str | torch.device) -> Judges:
+        for judge in (self.recognition, self.clip_t, self.clip_i):
+            judge.to(device)
+        return self
 
 
 def load_judges(preset: Preset, directory: str | Path) -> Judges:

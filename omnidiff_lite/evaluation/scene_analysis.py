@@ -1,8 +1,8 @@
 """Reading a picture of the embedded world back into objects, by colour and by comparison with drawn shapes.
 
 No learning: the same reading for every model. Each cell of the lattice is looked at alone: its foreground is what
-differs from the ground, its colour the one that most of the foreground's inner pixels are nearest to, its shape and size the
-drawn template that overlaps it best once both are centred. What resembles no template is no object.
+differs from the ground, its colour the one that most of the foreground's inner pixels are nearest to, its shape and
+size the drawn template that overlaps it best once both are centred. What resembles no template is no object.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from scipy import ndimage
 
 from omnidiff_lite.config import WorldConfig
 from omnidiff_lite.world.captions import find, same_objects, same_shapes, verdict
-from omnidiff_lite.world.scenes import (BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, draw_shape, holds, mark_color,
-                                        position, textures)
+from omnidiff_lite.world.scenes import (BACKGROUNDS, COLORS, RGB, SHAPES, SIZES, Scene, draw_shape, holds,
+                                        mark_color, position, textures)
 
 SMOOTHING = 0.8  # pixels, standard deviation of the blur against noise
 PURITY = 0.5, 0.8  # least share of the object's colour, not the ground's, in its pixels: plain and textured worlds
 FOREGROUND = 45  # least RGB distance from the ground
 LEAST_AREA = 0.03  # of a cell; the smallest shape covers 0.08
-RESEMBLANCE = 0.55  # least overlap (intersection over union) with the best template
+RESEMBLANCE = 0.6  # least overlap (intersection over union) with the best template; blobs of noise mostly have less
 MARKED = 0.1  # a plain object has no larger share of mark-coloured pixels
 STRIPED = 0.6  # least share of the marks' variance that lies between rows: stripes are rows, dots are not
 
@@ -113,7 +113,8 @@ def _read_cell(pixels: np.ndarray, ground: np.ndarray, cell: tuple[int, int], te
     if inner.sum() < 0.25 * mask.sum():
         inner = mask
     color, marks = _color(pixels[inner], ground, textured)
-    shape, size, overlap = _shape(_coverage(pixels, mask, ground, color), side)
+    shades = [COLORS[color], *[mark_color(COLORS[color])] * textured]
+    shape, size, overlap = _shape(_coverage(pixels, mask, ground, shades), side)
     if overlap < RESEMBLANCE:
         return None
     return Found(shape, color, size, cell, _texture(marks, inner))
@@ -148,10 +149,10 @@ def _texture(marks: np.ndarray, inner: np.ndarray) -> str:
     return "striped" if means[rows].var() > STRIPED * marks.var() else "dotted"
 
 
-def _coverage(pixels: np.ndarray, mask: np.ndarray, ground: np.ndarray, color: str) -> np.ndarray:
-    """How much of each pixel the object covers, 0..1: the pixel's place between the ground's and the object's colour."""
-    way = np.array(COLORS[color], float) - ground
-    share = np.clip((pixels - ground) @ way / (way @ way), 0, 1)
+def _coverage(pixels: np.ndarray, mask: np.ndarray, ground: np.ndarray, shades: list[RGB]) -> np.ndarray:
+    """How much of each pixel the object covers, 0..1: its place on the way from the ground's to the object's colour."""
+    ways = np.array(shades, float) - ground
+    share = np.clip(((pixels - ground) @ ways.T / (ways ** 2).sum(axis=1)).max(axis=2), 0, 1)
     return share * ndimage.binary_dilation(mask, np.ones((3, 3)))
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from omnidiff_lite.chat import Sample
 from omnidiff_lite.evaluation.records import Record, measured, missing
 from omnidiff_lite.evaluation.requests import Model, Settings, ask, meta
-from omnidiff_lite.evaluation.statistics import Estimate, mean_interval, ratio_interval
+from omnidiff_lite.evaluation.statistics import Estimate, proportion_interval, ratio_interval
 from omnidiff_lite.media import MIN_SECONDS, Waveform
 
 TABLE = "table1_speech"
@@ -160,7 +160,7 @@ def _heard(judge: Recogniser, waves: Sequence[Waveform | None], texts: Sequence[
 def _speech_records(items: pd.DataFrame, settings: Settings, skip_silent: bool) -> list[Record]:
     silent = items["seconds"] == 0
     records = measured(TABLE, settings.row, settings.seed, {
-        "tts_silent": mean_interval(silent, **settings.resampling).scaled(100)})
+        "tts_silent": proportion_interval(silent, **settings.resampling).scaled(100)})
     kept = items[~silent] if skip_silent else items
     if kept.empty:
         return [missing(TABLE, settings.row, "tts_wer", "every answer was silent"), *records]

@@ -69,15 +69,20 @@ def ratio_interval(numerators: ArrayLike, denominators: ArrayLike, **how: object
 
 
 def mean_interval(values: ArrayLike, **how: object) -> Estimate:
-    """Mean over items. Where all items are right, or all wrong, resampling shows no spread: then the exact binomial
-    bound (Clopper-Pearson) stands in for the open end, so that 0 of 8 reads [0, 0.37] and not [0, 0]."""
-    values = np.asarray(values, dtype=np.float64)
-    estimate = ratio_interval(values, np.ones(len(values)), **how)
-    if estimate.value in (0.0, 1.0) and (values == estimate.value).all():
-        independent = len(set(how["groups"])) if how.get("groups") is not None else len(values)
-        reach = 1 - ((1 - how.get("level", LEVEL)) / 2) ** (1 / independent)
-        return replace(estimate, low=max(0.0, estimate.value - reach), high=min(1.0, estimate.value + reach))
-    return estimate
+    """Mean over items. `how` as `bootstrap_interval`."""
+    return ratio_interval(values, np.ones(len(values)), **how)
+
+
+def proportion_interval(right: ArrayLike, **how: object) -> Estimate:
+    """Share of items that are right. Where all are, or none is, resampling shows no spread: then the exact binomial
+    bound (Clopper-Pearson, groups as items) stands in for the open end, so that 0 of 8 reads [0, 0.37], not [0, 0]."""
+    estimate = mean_interval(np.asarray(right, dtype=bool), **how)
+    if 0 < estimate.value < 1:
+        return estimate
+    groups = how.get("groups")
+    independent = estimate.n if groups is None else len(set(groups))
+    reach = 1 - ((1 - how.get("level", LEVEL)) / 2) ** (1 / independent)
+    return replace(estimate, low=max(0.0, estimate.value - reach), high=min(1.0, estimate.value + reach))
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, words_a: ArrayLike | None = None, words_b: ArrayLike | None = None,

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from omnidiff_lite.chat import Sample
+from omnidiff_lite.chat import Sample, build_messages
 from omnidiff_lite.evaluation.cider import cider_scores
 from omnidiff_lite.evaluation.records import Record, measured
 from omnidiff_lite.evaluation.requests import Model, Settings, ask, media_refs, meta
 from omnidiff_lite.evaluation.speech import Recogniser, transcribe_all
-from omnidiff_lite.evaluation.statistics import Estimate, bootstrap_interval, mean_interval, ratio
+from omnidiff_lite.evaluation.statistics import Estimate, bootstrap_interval, mean_interval, proportion_interval
 from omnidiff_lite.world.captions import matches, wordings
 from omnidiff_lite.world.scenes import Scene
+from omnidiff_lite.world.voices import Voice, speech_ref
 
 TABLE = "table2_vision"
 
@@ -55,8 +57,11 @@ def pope_scores(answers: Sequence[str], predictions: Sequence[str | None], pictu
     truth = np.array([answer.strip().lower() for answer in answers])
     yes, wanted, right = said == "yes", truth == "yes", said == truth
     items = np.column_stack([right, yes & wanted, yes, wanted, np.ones(len(said))]).astype(float)
-    return {name: bootstrap_interval(items, lambda sums, i=i: _pope(sums)[..., i], groups=pictures,
-                                     **settings.resampling).scaled(100) for i, name in enumerate(POPE)}
+    how = {"groups": pictures, **settings.resampling}
+    scores = {name: bootstrap_interval(items, lambda sums, i=i: _pope(sums)[..., i], **how)
+              for i, name in enumerate(POPE)}
+    scores |= {"accuracy": proportion_interval(right, **how), "yes": proportion_interval(yes, **how)}
+    return {name: score.scaled(100) for name, score in scores.items()}
 
 
 def _pope(sums: NDArray) -> NDArray:
@@ -92,14 +97,12 @@ def mme_scores(subtasks: Sequence[str], pictures: Sequence[str], right: Sequence
         raise ValueError(f"MME asks two questions a picture; {odd.picture!r} of {odd.subtask} has {odd['count']}")
     names = sorted(set(pairs["subtask"]))
     points = np.where(pairs["sum"] == 2, 200.0, 50.0 * pairs["sum"])  # of one picture: accuracy + accuracy+
-    columns = np.column_stack([pairs["subtask"] == name for name in names]).astype(float)
-    rows = np.concatenate([columns * points[:, None], columns], axis=1)
-    scores = {}
-    for i, name in enumerate(names):
-        kept = columns[:, i] == 1
-        scores[f"mme_{name}"] = bootstrap_interval(rows[kept][:, [i, len(names) + i]], ratio, **settings.resampling)
-    scores["mme_p"] = bootstrap_interval(rows, lambda sums: (sums[..., :len(names)] / sums[..., len(names):]).sum(-1),
-                                         strata=pairs["subtask"], **settings.resampling)
+    member = np.column_stack([pairs["subtask"] == name for name in names])
+    scores = {f"mme_{name}": mean_interval(points[here], **settings.resampling)
+              for name, here in zip(names, member.T)}
+    share = points[:, None] * member / member.sum(axis=0)  # sums to each subtask's score
+    scores["mme_p"] = bootstrap_interval(share, lambda sums: sums.sum(axis=-1), strata=pairs["subtask"],
+                                         **settings.resampling)
     return {name: Estimate(e.value, e.low, e.high, 2 * e.n) for name, e in scores.items()}
 
 
@@ -107,13 +110,23 @@ def evaluate_mme(model: Model, samples: Sequence[Sample], settings: Settings = S
                  task: str = "vqa", judge: Recogniser | None = None) -> tuple[list[Record], pd.DataFrame]:
     """MME's yes/no questions (meta "answer", "kind": the subtask), two a picture. Columns mme_<subtask>, mme_p (sum).
 
-    Spoken MME: samples of task svqa ask aloud; with `judge` the spoken answer counts, as the judge hears it.
+    Spoken MME: `spoken_questions` and task svqa ask aloud; with `judge` the voice's answer counts, as it is heard.
     """
     items = ask_questions(model, samples, settings, task=task, judge=judge)
     items["subtask"] = [meta(sample, "kind") for sample in samples]
     items["right"] = [yes_or_no(p) == a.lower() for p, a in zip(items["prediction"], items["answer"])]
     scores = mme_scores(items["subtask"], items["picture"], items["right"], settings)
     return measured(table, settings.row, settings.seed, scores), items
+
+
+def spoken_questions(samples: Sequence[Sample], voices: Sequence[Voice], seed: int = 0) -> list[Sample]:
+    """Visual questions asked aloud (meta "question"), each in a voice drawn from `voices`: samples of task svqa.
+
+    The camera-ready converts MME's questions to speech in the same way, with CosyVoice2.
+    """
+    drawn = np.random.default_rng(seed).integers(len(voices), size=len(samples))
+    return [replace(sample, messages=build_messages("svqa"), task="svqa",
+                    audios=[speech_ref(meta(sample, "question"), voices[i])]) for sample, i in zip(samples, drawn)]
 
 
 # --- SEED-Bench-2-Plus ------------------------------------------------------------------------------------------------
@@ -127,7 +140,7 @@ def multiple_choice_accuracy(answers: Sequence[str], predictions: Sequence[str |
     of; the paper does not say how it scored.
     """
     right = [chosen_letter(p) == a.strip().upper() for p, a in zip(predictions, answers, strict=True)]
-    return mean_interval(right, groups=pictures, **settings.resampling).scaled(100)
+    return proportion_interval(right, groups=pictures, **settings.resampling).scaled(100)
 
 
 def evaluate_seed_bench(model: Model, samples: Sequence[Sample], settings: Settings = Settings(), *,
@@ -199,7 +212,7 @@ def evaluate_captioning(model: Model, samples: Sequence[Sample], settings: Setti
     if all("scene" in sample.meta for sample in samples):
         facts = [matches(text, Scene.from_dict(sample.meta["scene"])) for text, sample in zip(texts, samples)]
         items = items.join(pd.DataFrame(facts))
-        scores |= {f"caption_{name}": mean_interval(items[name], **how).scaled(100) for name in facts[0]}
+        scores |= {f"caption_{name}": proportion_interval(items[name], **how).scaled(100) for name in facts[0]}
     return measured(TABLE, settings.row, settings.seed, scores), items
 
 

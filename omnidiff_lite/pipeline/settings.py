@@ -120,10 +120,10 @@ def spoken_canvas(tokenizers: Tokenizers, lengths: AnswerLengths) -> Canvas:
     v, lead, n = tokenizers.vocabulary, lengths.spoken_text, lengths.spoken
     line = newline_id(tokenizers)
     ends = tuple(range(i, i + 1) for i in (v.end_of_audio, v.im_end, v.pad, line))
-    spans = (Span("lead", 0, lead), Span("sound", lead, lead + 1), Span("speech", lead + 1, n))
+    spans = (Span("lead", 0, lead), Span("first speech", lead, lead + 1), Span("speech", lead + 1, n))
     marks = (range(v.begin_of_audio, v.begin_of_audio + 1),)
     return Canvas(torch.full((n,), v.mask), spans, {"lead": (v.text_range, v.speech_range, *marks),
-                                                    "sound": (v.speech_range,), "speech": (v.speech_range, *ends)})
+                                                    "first speech": (v.speech_range,), "speech": (v.speech_range, *ends)})
 
 
 def newline_id(tokenizers: Tokenizers) -> int:

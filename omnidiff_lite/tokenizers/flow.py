@@ -57,21 +57,22 @@ class Flow(nn.Module):
 
     @torch.no_grad()
     def sample(self, ids: Tensor, noise: Tensor, speaker: Tensor | None = None, prompt: Tensor | None = None,
-               steps: int | None = None, guidance: float | None = None) -> Tensor:
+               steps: int | None = None, guidance: float | None = None, temperature: float | None = None) -> Tensor:
         """Integrate from `noise` [B, mels, T] to a mel [B, mels, T] for the tokens `ids` [B, n].
 
         `prompt` [B, mels, P], P <= T: the mel frames already spoken; the result holds all T frames, and its first P
-        are to be thrown away. `steps` and `guidance` default to the configuration.
+        are to be thrown away. `steps`, `guidance` and `temperature` (scale of the noise) default to the configuration.
         """
         steps = self.config.steps if steps is None else steps
         guidance = self.config.guidance if guidance is None else guidance
+        temperature = self.config.temperature if temperature is None else temperature
         embedding = noise.new_zeros(len(ids), self.config.speaker_dim) if speaker is None else speaker
         known = torch.zeros_like(noise)
         if prompt is not None:
             known[..., :prompt.shape[-1]] = prompt
         conditions = self.mu(ids, noise.shape[-1]), self.speaker(embedding), known
         times = cosine_time(torch.linspace(0, 1, steps + 1, device=noise.device))
-        x = noise
+        x = temperature * noise
         for now, then in zip(times[:-1], times[1:]):
             x = x + (then - now) * self.velocity(x, now, conditions, guidance)
         return x

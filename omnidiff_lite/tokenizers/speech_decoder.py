@@ -58,11 +58,13 @@ class SpeechDecoder(nn.Module):
         return [waves[i] for i in range(len(checked))]
 
     def mel(self, ids: Ids, seed: int = 0, *, speaker: Tensor | None = None, prompt_ids: Ids | None = None,
-            prompt_mel: Tensor | None = None, steps: int | None = None, guidance: float | None = None) -> Tensor:
+            prompt_mel: Tensor | None = None, steps: int | None = None, guidance: float | None = None,
+            temperature: float | None = None) -> Tensor:
         """Token ids [n] to a log mel [mels, T].
 
         `speaker` [speaker_dim]: whose voice; zeros by default, as in Omni-Diffusion. `prompt_ids` [m] and `prompt_mel`
         [mels, P]: what has been spoken before, in streaming; the result continues it, with T = frame_count(m + n) - P.
+        The rest overrides the configuration's.
         """
         checked = self._checked(ids)
         if (prompt_ids is None) != (prompt_mel is None):
@@ -77,7 +79,7 @@ class SpeechDecoder(nn.Module):
                              "give the mel of prompt_ids alone")
         mel = self.flow.sample(
             checked[None], self._noise(frames, seed), None if speaker is None else speaker[None].to(self.device),
-            None if prompt_mel is None else prompt_mel[None].to(self.device), steps, guidance)
+            None if prompt_mel is None else prompt_mel[None].to(self.device), steps, guidance, temperature)
         return mel[0, :, known:]
 
     @property
@@ -90,8 +92,8 @@ class SpeechDecoder(nn.Module):
             raise ValueError(f"speech token ids {list(ids.shape)}: expected [n] with n of at least 1 (0.08 s each)")
         ids = ids.long()
         if ids.min() < 0 or ids.max() >= self.config.codes:
-            raise ValueError(f"speech token ids {int(ids.min())}..{int(ids.max())}: expected 0..{self.config.codes - 1}; "
-                             "subtract the vocabulary's offset with `Vocabulary.speech_codes`")
+            raise ValueError(f"speech token ids {int(ids.min())}..{int(ids.max())}: expected 0..{self.config.codes - 1}"
+                             "; subtract the vocabulary's offset with `Vocabulary.speech_codes`")
         return ids
 
     def _noise(self, frames: int, seed: int) -> Tensor:
@@ -105,8 +107,8 @@ class SpeechDecoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, config: SpeechDecoderConfig | None = None) -> SpeechDecoder:
-        """The kit's own directory, or the released one: `flow.pt` and `hift.pt`, sizes from `config.yaml` where there is
-        one, else `config`, else full size. Raises `CheckpointError` where something does not fit."""
+        """The kit's own directory, or the released one: `flow.pt` and `hift.pt`, sizes from `config.yaml` where there
+        is one, else `config`, else full size. Raises `CheckpointError` where something does not fit."""
         directory = Path(directory)
         own = read_part_config(SpeechDecoderConfig, directory)
         if own is not None:

@@ -42,6 +42,8 @@ class SpeechTokenizer(nn.Module):
         self.config = config
         self.conv1 = nn.Conv1d(config.mels, config.dim, 3)
         self.conv2 = nn.Conv1d(config.dim, config.dim, 3, stride=2)
+        for conv in (self.conv1, self.conv2):  # for training from nothing: sound as strong as the positions added to it
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
         self.embed_positions = _positions(config.positions, config.dim)
         self.layers = nn.ModuleList(WhisperEncoderLayer(_whisper(config)) for _ in range(config.layers))
         self.codebook = nn.Embedding(config.codes, config.dim)

@@ -81,7 +81,7 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def decode_text(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> str:
-    """The text of ids, special tokens and all codes left out, ends stripped."""
+    """The text of ids, special tokens left out, ends stripped; ids of other modalities are the caller's to drop."""
     return tokenizer.decode([int(i) for i in ids], skip_special_tokens=True).strip()
 
 

@@ -14,7 +14,6 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 
 from omnidiff_lite.config import Budget, JudgeConfig
 from omnidiff_lite.evaluation.judges import AlignmentJudge, clip_pixels
-from omnidiff_lite.training.characters import draw
 from omnidiff_lite.training.fit import fit
 
 SIZE, PATCH = 64, 8  # pixels
@@ -38,7 +37,8 @@ def train_alignment_judge(config: JudgeConfig, text_tokenizer: PreTrainedTokeniz
     same = torch.from_numpy(np.unique(captions, return_inverse=True)[1])
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        chosen = torch.tensor(draw(len(pictures), budget.batch, step, seed))
+        drawn = np.random.default_rng([seed, step]).permutation(len(pictures))[:budget.batch]
+        chosen = torch.from_numpy(drawn)
         images = judge.embed_images(pixels[chosen])
         texts = judge.embed_texts(**{name: values[chosen] for name, values in tokens.items()})
         scale = judge.clip.logit_scale.exp().clamp(max=100)

@@ -1,4 +1,4 @@
-"""From packed rows to what the denoiser sees: draw the masks, corrupt, stack into tensors.
+"""From packed rows to what the denoiser sees: choose what to predict, hide it, stack into tensors.
 
 The masks of a row depend on (seed, stage, step, row) alone: not on the number of processes, on the micro-batch, or on
 whether the run was resumed.
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from omnidiff_lite.backbone import DenoiserConfig
 from omnidiff_lite.chat import IGNORE
 from omnidiff_lite.config import TrainingConfig
 from omnidiff_lite.data.packing import PackedRow
@@ -40,31 +41,30 @@ def derive_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def draw_mask(row: PackedRow, config: TrainingConfig, pad: int, seed: Sequence[int]) -> Tensor:
-    """Which positions of a row to mask, bool [length]: answers only, tail pads at the rate gamma * t.
+def choose_scored(row: PackedRow, config: TrainingConfig, denoiser: DenoiserConfig, seed: Sequence[int]) -> Tensor:
+    """The positions of a row to predict, bool [length]; answers only.
 
-    One t a sample where `config.time` is "sequence" (the paper), one a token where it is "token" (the released code).
+    Masked ones: tail pads at the rate gamma * t, one t a sample where `config.time` is "sequence" (the paper), one a
+    token where it is "token" (the released code). For a causal denoiser, the autoregressive twin, the whole answer.
     """
-    generator = torch.Generator().manual_seed(derive_seed(*seed))
     labels, segments = torch.from_numpy(row.labels), torch.from_numpy(row.segment_ids)
+    if denoiser.is_causal:
+        return labels != IGNORE
+    generator = torch.Generator().manual_seed(derive_seed(*seed))
     t = sample_time(labels[None], config.time, generator, segments[None])[0]
-    return corrupt(labels, labels == pad, t, config.gamma, generator)
+    return corrupt(labels, labels == denoiser.pad_token_id, t, config.gamma, generator)
 
 
-def answer_mask(row: PackedRow) -> Tensor:
-    """All that is predicted, bool [length]: the targets of the autoregressive twin."""
-    return torch.from_numpy(row.labels != IGNORE)
-
-
-def collate(rows: Sequence[PackedRow], scored: Sequence[Tensor], tasks: Sequence[str], mask_id: int | None) -> Batch:
-    """Stack rows. `scored`: the positions to predict, which are hidden behind `mask_id` unless that is None."""
+def collate(rows: Sequence[PackedRow], scored: Sequence[Tensor], tasks: Sequence[str], denoiser: DenoiserConfig
+            ) -> Batch:
+    """Stack rows; the `scored` positions become the targets, and are hidden from all but a causal denoiser."""
     ids, labels, segments, positions = (torch.from_numpy(np.stack([getattr(row, name) for row in rows]))
                                         for name in ("input_ids", "labels", "segment_ids", "position_ids"))
     chosen = torch.stack(list(scored))
     frames = torch.zeros(*ids.shape, rows[0].frames.shape[1])
     for number, row in enumerate(rows):
         frames[number, row.frame_positions] = torch.from_numpy(row.frames).float()
-    seen = ids if mask_id is None else ids.masked_fill(chosen, mask_id)
+    seen = ids if denoiser.is_causal else ids.masked_fill(chosen, denoiser.mask_token_id)
     return Batch(seen, labels.masked_fill(~chosen, IGNORE), segments, positions, frames,
                  torch.stack([_task_ids(row, tasks) for row in rows]))
 

@@ -53,7 +53,7 @@ def steps_needed(symbols: Tensor) -> int:
     return len(symbols) + int((symbols[1:] == symbols[:-1]).sum())
 
 
-def targets(texts: Sequence[str], steps: Sequence[int]) -> list[Tensor]:
+def target_symbols(texts: Sequence[str], steps: Sequence[int]) -> list[Tensor]:
     """Encoded texts, each checked against the CTC steps that its recording gives. Raises `ValueError`."""
     encoded = [encode(text) for text in texts]
     for text, symbols, given in zip(texts, encoded, steps):

@@ -78,8 +78,8 @@ class Checkpoints:
             restore(model, optimizer, weights, moments)
             return state["step"]
         if found:
-            raise CheckpointError(f"{self.directory}: all of its {len(found)} checkpoints are damaged; delete the folder "
-                                  "to start afresh")
+            raise CheckpointError(f"{self.directory}: all of its {len(found)} checkpoints are damaged; delete the "
+                                  "folder to start afresh")
         return 0
 
     def same_run(self) -> bool:
@@ -113,25 +113,33 @@ class Checkpoints:
 
 
 def tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """All weights, and all optimizer moments as `<weight>.<moment>`, on the CPU; gathered where they are sharded."""
-    moments = get_optimizer_state_dict(model, optimizer, options=GATHERED)["state"]
+    """All weights, and all optimizer moments as `<weight>.<moment>`, on the CPU; gathered where they are sharded.
+
+    Of several processes all must call it, and the first alone gets them.
+    """
+    moments = get_optimizer_state_dict(model, optimizer, options=GATHERED).get("state", {})
     return (_plain(get_model_state_dict(model, options=GATHERED)),
             _plain({f"{name}.{key}": value for name, kept in moments.items() for key, value in kept.items()}))
 
 
 def restore(model: nn.Module, optimizer: torch.optim.Optimizer, weights: dict[str, Tensor],
             moments: dict[str, Tensor]) -> None:
-    """Put what `tensors` gave back in place. Raises `CheckpointError` where names differ."""
-    state = get_optimizer_state_dict(model, optimizer, options=GATHERED)  # makes the empty moments too
-    wrong = {f"{name}.{key}" for name, kept in state["state"].items() for key in kept} ^ set(moments)
+    """Put what `tensors` gave back in place; the optimizer keeps its settings. Takes one group of parameters.
+
+    Raises `CheckpointError` where names differ.
+    """
+    state: dict[str, dict[str, Tensor]] = {name: {} for name, _ in model.named_parameters()}
+    kept = {tuple(name.rsplit(".", 1)): value for name, value in moments.items()}
+    wrong = {name for name, _ in kept} ^ state.keys()
     if wrong:
         raise CheckpointError(f"the optimizer's moments do not fit the model: {len(wrong)} names on one side only, "
                               f"{', '.join(sorted(wrong)[:3])}")
-    for kept_name, value in moments.items():
-        name, key = kept_name.rsplit(".", 1)
-        state["state"][name][key] = value
+    for (name, key), value in kept.items():
+        state[name][key] = value
+    (group,) = optimizer.param_groups
     set_model_state_dict(model, weights, options=GATHERED)
-    set_optimizer_state_dict(model, optimizer, state, options=GATHERED)
+    set_optimizer_state_dict(model, optimizer, options=GATHERED,
+                             optim_state_dict={"state": state, "param_groups": [group | {"params": list(state)}]})
 
 
 def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -25,8 +25,9 @@ def train_speech_decoder(config: SpeechDecoderConfig, tokens: Sequence[Ids], wav
                          progress: bool = True) -> tuple[SpeechDecoder, pd.DataFrame]:
     """Train a decoder on utterances of one voice, given their speech tokens [n] at 12.5 Hz.
 
-    Every step takes `budget.batch` crops of `crop` tokens (2.56 s). Utterances are joined end to end first, so that none is
-    too short to crop. Returns the decoder in eval mode and one row a step: loss, flow, prior. `precision` as in `fit`.
+    Every step takes `budget.batch` crops of `crop` tokens (32: 2.56 s). Utterances are joined end to end first, so that
+    none is too short to crop. Returns the decoder in eval mode and one row a step: loss, flow, prior. `precision` as in
+    `fit`; `prior_weight` scales the loss of mu.
     Raises `ValueError` where tokens and waves do not belong together, or are too few.
     """
     ids, mel = _joined(config, tokens, waves)
@@ -59,14 +60,15 @@ def _joined(config: SpeechDecoderConfig, tokens: Sequence[Ids], waves: Sequence[
         samples = torch.from_numpy(wave.resample(config.rate).samples)
         wanted = round(len(ids) * config.rate / TOKENS_PER_SECOND)
         if abs(len(samples) - wanted) > config.rate // 4:
-            raise ValueError(f"utterance {number}: {len(ids)} tokens are {len(ids) / TOKENS_PER_SECOND:.2f} s, but the wave lasts "
-                             f"{len(samples) / config.rate:.2f} s; give the tokens of this wave")
+            raise ValueError(f"utterance {number}: {len(ids)} tokens are {len(ids) / TOKENS_PER_SECOND:.2f} s, but the "
+                             f"wave lasts {len(samples) / config.rate:.2f} s; give the tokens of this wave")
         pieces.append(F.pad(samples, (0, wanted - len(samples))))
     ids = torch.cat([torch.as_tensor(i).long() for i in tokens])
     return ids, log_mel(torch.cat(pieces), config.flow.mels, config.rate)
 
 
-def _crops(ids: Tensor, mel: Tensor, crop: int, batch: int, rate: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _crops(ids: Tensor, mel: Tensor, crop: int, batch: int, rate: int,
+           generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """`batch` random windows: tokens [batch, crop] and their mel [batch, mels, frame_count(crop)]."""
     starts = torch.randint(len(ids) - crop + 1, (batch,), generator=generator).tolist()
     frames = frame_count(crop, rate)

@@ -13,7 +13,7 @@ from omnidiff_lite.config import Budget, SpeechEncoderConfig
 from omnidiff_lite.media import Waveform
 from omnidiff_lite.tokenizers.speech_encoder import QUERIES, SpeechEncoder
 from omnidiff_lite.tokenizers.speech_features import statistics
-from omnidiff_lite.training.characters import check_alphabet, ctc_loss, targets
+from omnidiff_lite.training.characters import check_alphabet, ctc_loss, target_symbols
 from omnidiff_lite.training.fit import fit
 from omnidiff_lite.training.utterances import draw, padded_length
 
@@ -23,9 +23,9 @@ def train_speech_encoder(config: SpeechEncoderConfig, utterances: Sequence[tuple
                          progress: bool = True) -> tuple[SpeechEncoder, pd.DataFrame]:
     """Train an encoder from nothing on (recording, text) pairs; also sets its feature statistics.
 
-    Batches hold recordings of like length, padded to one of a few shapes. Returns the encoder in eval
-    mode and one row a step: loss (nats per character). Raises `ValueError` where a text cannot be spelled in the CTC
-    steps of its recording, or the alphabet does not fit.
+    Batches hold recordings of like length, padded to one of a few shapes. Returns the encoder in eval mode and one row
+    a step: loss (nats per character). Raises `ValueError` where a text cannot be spelled in the CTC steps of its
+    recording, or the alphabet does not fit.
     """
     check_alphabet(config.ctc_vocabulary, "speech_encoder")
     with torch.random.fork_rng():
@@ -33,7 +33,7 @@ def train_speech_encoder(config: SpeechEncoderConfig, utterances: Sequence[tuple
         encoder = SpeechEncoder(config)
     features = _normalized(encoder, [wave for wave, _ in utterances])
     frames = [len(f) for f in features]
-    symbols = targets([text for _, text in utterances], [n * config.ctc_steps for n in frames])
+    symbols = target_symbols([text for _, text in utterances], [n * config.ctc_steps for n in frames])
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         chosen = draw(frames, budget.batch, step, seed)

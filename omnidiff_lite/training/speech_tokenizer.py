@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omnidiff_lite.config import Budget, SpeechTokenizerConfig
 from omnidiff_lite.media import MediaError, Waveform
 from omnidiff_lite.tokenizers.speech_tokenizer import SpeechTokenizer, pad_features
-from omnidiff_lite.training.characters import check_alphabet, ctc_loss, targets
+from omnidiff_lite.training.characters import check_alphabet, ctc_loss, target_symbols
 from omnidiff_lite.training.fit import fit
 from omnidiff_lite.training.utterances import draw, padded_length
 
@@ -31,18 +31,21 @@ class Codebook:
     A code that is hardly chosen any more restarts at a state of the batch, so that none lies idle.
     """
 
-    def __init__(self, rows: Tensor, seed: int, decay: float = 0.98, rare: float = 0.03) -> None:
-        """rows [K, dim] float32, updated in place. `rare`: choices a batch, on average, below which a code restarts."""
-        self.rows, self.decay, self.rare = rows, decay, rare
-        self.count = torch.ones(len(rows), device=rows.device)  # averages a batch
-        self.total = rows.clone()
+    def __init__(self, embedding: nn.Embedding, seed: int, decay: float = 0.98, rare: float = 0.03) -> None:
+        """The weight [K, dim] is updated in place. `rare`: choices a batch, on average, below which a code restarts."""
+        self.embedding, self.decay, self.rare = embedding.requires_grad_(False), decay, rare
         self.generator = torch.Generator().manual_seed(seed)
+
+    @property
+    def rows(self) -> Tensor:
+        return self.embedding.weight.data
 
     @torch.no_grad()
     def start(self, batches: Sequence[Tensor], rounds: int = 8) -> None:
         """k-means of the states [n_i, dim] of some batches."""
         states = torch.cat(list(batches))
-        self._restart(torch.ones_like(self.count, dtype=torch.bool), states)
+        self.count, self.total = states.new_zeros(len(self.rows)), torch.zeros_like(self.rows)  # averages a batch
+        self._restart(self.count < self.rare, states)
         for _ in range(rounds):
             self._average(states, torch.cdist(states, self.rows).argmin(1), weight=1.0)
         self.count /= len(batches)
@@ -78,11 +81,10 @@ def train_speech_tokenizer(config: SpeechTokenizerConfig, utterances: Sequence[t
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tokenizer = SpeechTokenizer(config)
-    tokenizer.codebook.weight.requires_grad_(False)
-    codebook = Codebook(tokenizer.codebook.weight.data, seed)
+    codebook = Codebook(tokenizer.codebook, seed)
     features, masks = zip(*(_chunk(tokenizer, wave) for wave, _ in utterances))
     steps = torch.tensor([len(mask) // (2 * config.pooling) * config.ctc_steps for mask in masks])
-    symbols = targets([text for _, text in utterances], steps.tolist())
+    symbols = target_symbols([text for _, text in utterances], steps.tolist())
     mels = [len(mask) for mask in masks]
 
     def batch(step: int) -> tuple[list[int], tuple[Tensor, Tensor]]:

@@ -13,7 +13,8 @@ from omnidiff_lite.backbone import Denoiser, DenoiserConfig
 from omnidiff_lite.config import Preset
 from omnidiff_lite.data.encode import EncodedSample, build_dataset
 from omnidiff_lite.training.batches import derive_seed
-from omnidiff_lite.training.trainer import Datasets, Resume, TrainingError, stage_config, train_stage, validate
+from omnidiff_lite.training.step import TrainingError
+from omnidiff_lite.training.trainer import Datasets, Resume, stage_config, train_stage, validate
 
 if TYPE_CHECKING:
     from omnidiff_lite.tokenizers.bundle import Tokenizers
@@ -61,13 +62,15 @@ def run_stage(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser
 
 
 def new_denoiser(preset: Preset, tokenizers: Tokenizers, seed: int = 0, **fields: object) -> Denoiser:
-    """A denoiser of the preset's size with fresh weights; `fields` go to `DenoiserConfig` (`is_causal=True`: the twin)."""
+    """A denoiser of the preset's size with fresh weights; `fields` go to its configuration (`is_causal=True`: the
+    autoregressive twin)."""
     torch.manual_seed(derive_seed(seed))
     return Denoiser(DenoiserConfig.from_size(preset.denoiser, tokenizers.vocabulary,
                                              speech_dim=tokenizers.speech_encoder.config.dim, **fields))
 
 
-def _start(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser | str | Path | None, seed: int) -> Denoiser:
+def _start(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser | str | Path | None, seed: int
+           ) -> Denoiser:
     if init is None:
         if stage > 1:
             raise TrainingError(f"stage {stage} starts from the denoiser of stage {stage - 1}: give it, or the folder "

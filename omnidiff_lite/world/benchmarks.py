@@ -131,10 +131,10 @@ def seed_bench(n: int, seed: int, config: WorldConfig) -> list[Sample]:
 
 
 def _row(question: Question, item: Scene | Chart, index: int) -> Sample:
-    from omnidiff_lite.chat import Sample, build_messages  # brings transformers, which workers that only draw do without
+    from omnidiff_lite.chat import Sample, build_messages  # brings transformers; workers that only draw do without
 
     is_scene = isinstance(item, Scene)
     meta = {"question": question.text, "text": question.prompt, "answer": question.reply, "kind": question.kind,
             "image": index, "choices": list(question.choices), "scene" if is_scene else "chart": item.to_dict()}
-    return Sample(build_messages("vqa", question.prompt, question.reply), [scene_ref(item) if is_scene else chart_ref(item)],
-                  [], "vqa", meta)
+    ref = scene_ref(item) if is_scene else chart_ref(item)
+    return Sample(build_messages("vqa", question.prompt, question.reply), [ref], [], "vqa", meta)

@@ -54,7 +54,7 @@ class Described:
 
 @dataclass(frozen=True)
 class Parsed:
-    """What a text says: objects in the order of mention, how the first stands to the second, where a lone one stands."""
+    """What a text says: objects as mentioned, how the first stands to the second, where a lone one stands."""
 
     objects: tuple[Described, ...]
     relation: str | None = None

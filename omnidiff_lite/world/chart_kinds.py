@@ -1,4 +1,4 @@
-"""What bar charts, route maps, web pages and signs hold, and random ones of each; `charts` draws and asks about them."""
+"""What bar charts, route maps, web pages and signs hold, and random ones of each; `charts` draws them and asks."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class BarChart(_Json):
 
 @dataclass(frozen=True)
 class Map(_Json):
-    """Landmarks (shape, colour, cell) on crossings of a road grid, and a route over cells from the first to the second."""
+    """Landmarks (shape, colour, cell) on crossings of a road grid, and a route from the first to the second."""
 
     kind = "map"
     landmarks: tuple[tuple[str, str, Cell], ...]
@@ -153,10 +153,11 @@ def _route(start: Cell, end: Cell, rows_first: bool) -> tuple[Cell, ...]:
     def walk(a: int, b: int) -> range:
         return range(a, b + 1) if a <= b else range(a, b - 1, -1)
 
+    rows, columns = walk(start[0], end[0]), walk(start[1], end[1])
     if rows_first:
-        cells = [(row, start[1]) for row in walk(start[0], end[0])] + [(end[0], column) for column in walk(start[1], end[1])]
+        cells = [(row, start[1]) for row in rows] + [(end[0], column) for column in columns]
     else:
-        cells = [(start[0], column) for column in walk(start[1], end[1])] + [(row, end[1]) for row in walk(start[0], end[0])]
+        cells = [(start[0], column) for column in columns] + [(row, end[1]) for row in rows]
     return tuple(dict.fromkeys(cells))
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from omnidiff_lite.world.chart_kinds import (CHARTS, HEIGHTS, NODES, NUMBERS, WORDS, BarChart, Cell, Chart, Map, Page, Sign,
-                                             chart_from_dict, sample_chart)
+from omnidiff_lite.world.chart_kinds import (CHARTS, HEIGHTS, NODES, NUMBERS, WORDS, BarChart, Cell, Chart, Map, Page,
+                                             Sign, chart_from_dict, sample_chart)
 from omnidiff_lite.world.font import draw_text
 from omnidiff_lite.world.questions import NO, YES, Question, choose, number_word, with_choices
 from omnidiff_lite.world.scenes import BACKGROUNDS, COLORS, RGB, SHAPES, SUPERSAMPLING, draw_shape, position
@@ -56,7 +56,7 @@ def _draw_map(canvas: Image.Image, pen: ImageDraw.ImageDraw, chart: Map, side: i
         pen.line((middle, low, middle, high), fill=LINE, width=side // 24)
     pen.line([at(cell) for cell in chart.route], fill=ROUTE, width=side // 16, joint="curve")
     for shape, color, cell in chart.landmarks:
-        draw_shape(canvas, "circle", at(cell), 0.15 * side, BACKGROUNDS[chart.background])  # no road inside a ring
+        draw_shape(canvas, "circle", at(cell), 0.09 * side, BACKGROUNDS[chart.background])  # no road inside a ring
         draw_shape(canvas, shape, at(cell), 0.125 * side, COLORS[color])
 
 
@@ -95,7 +95,8 @@ def _ask_bars(chart: BarChart, rng: np.random.Generator) -> Question:
     if form == 0:
         return with_choices(Question(f"how high is the {color} bar?", number_word(height), "chart"), words[:5], rng)
     if form == 1:
-        return with_choices(Question("how many bars are there?", number_word(len(chart.colors)), "chart"), words[1:6], rng)
+        bars = number_word(len(chart.colors))
+        return with_choices(Question("how many bars are there?", bars, "chart"), words[1:6], rng)
     if form == 2:
         text, answer = choose(rng, (("which bar is the highest?", max), ("which bar is the lowest?", min)))
         color = chart.colors[chart.heights.index(answer(chart.heights))]

@@ -41,8 +41,9 @@ def _bitmap(text: str) -> Image.Image:
     return Image.fromarray(ink)
 
 
-def draw_text(canvas: Image.Image, text: str, box: tuple[float, float, float, float], color: tuple[int, int, int]) -> None:
-    """Write letters and digits, upper case, as large as the box (left, top, right, bottom; pixels) holds, in its middle.
+def draw_text(canvas: Image.Image, text: str, box: tuple[float, float, float, float],
+              color: tuple[int, int, int]) -> None:
+    """Write letters and digits, upper case, in the middle of a box (left, top, right, bottom; pixels) and as large.
 
     A dot of the font is a whole number of canvas pixels. Raises KeyError for a character without a glyph.
     """

@@ -19,14 +19,14 @@ from omnidiff_lite.world.splits import INVERSE, LEFT, RIGHT
 YES, NO = "yes", "no"
 YES_NO_SUFFIX = " please answer yes or no."
 LETTERS = "ABCD"
-ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-        "eighteen nineteen").split()
+ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+        "seventeen eighteen nineteen").split()
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 
 
 @dataclass(frozen=True)
 class Question:
-    """`answer` is always in words; `choices` are the four options of a multiple-choice question, the answer among them."""
+    """`answer` is always in words; `choices` are the four options of a multiple-choice question, it among them."""
 
     text: str
     answer: str
@@ -164,7 +164,7 @@ def _shape(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def _singled_out(scene: Scene, attribute: str) -> list[tuple[Object, str]]:
-    """Objects with words that mean them alone: "circle" or "red object", "object at the top left" where that repeats."""
+    """Objects with words that mean them alone: "circle" or "red object"; their place where those repeat."""
     values = Counter(getattr(item, attribute) for item in scene.objects)
     places = Counter(map(scene.position, scene.objects))
     alone = [(item, item.shape if attribute == "shape" else f"{item.color} object")

@@ -1,7 +1,7 @@
 """Pictures of the embedded world: a few coloured shapes on the cells of a lattice, and how they are drawn.
 
-Shapes are drawn with unequal frequencies and favourite partners, because POPE's popular and adversarial questions need a
-world in which some objects are commoner than others and some go together (Li et al. 2023, section 4).
+Shapes have unequal frequencies and favourite partners, because POPE's popular and adversarial questions need a world in
+which some objects are commoner than others and some go together (Li et al. 2023, section 4).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from omnidiff_lite.config import WorldConfig
-from omnidiff_lite.world.splits import (ABOVE, ALONE, BELOW, INVERSE, LEFT, RELATIONS, RIGHT, combinations_split, digest,
-                                        training_part)
+from omnidiff_lite.world.splits import (ABOVE, ALONE, BELOW, INVERSE, LEFT, RELATIONS, RIGHT, combinations_split,
+                                        digest, training_part)
 
 RGB = tuple[int, int, int]
 
@@ -26,8 +26,9 @@ SHAPES = {"circle": 0.20, "square": 0.18, "triangle": 0.14, "star": 0.12,  # nam
 PARTNERS = {"circle": "star", "star": "circle", "square": "heart", "heart": "square",
             "triangle": "ring", "ring": "triangle", "diamond": "cross", "cross": "diamond"}
 PARTNERED = 0.35  # chance that a further object is the first one's partner
-COLORS: dict[str, RGB] = {"red": (222, 40, 40), "orange": (246, 140, 20), "yellow": (240, 212, 20), "green": (30, 155, 70),
-                          "blue": (40, 95, 220), "purple": (130, 50, 180), "pink": (240, 100, 175), "black": (40, 40, 45)}
+COLORS: dict[str, RGB] = {"red": (222, 40, 40), "orange": (246, 140, 20), "yellow": (240, 212, 20),
+                          "green": (30, 155, 70), "blue": (40, 95, 220), "purple": (130, 50, 180),
+                          "pink": (240, 100, 175), "black": (40, 40, 45)}
 BACKGROUNDS: dict[str, RGB] = {"white": (252, 252, 252), "grey": (206, 208, 212), "cream": (250, 236, 204),
                                "mint": (204, 240, 222), "lilac": (224, 212, 246)}
 SIZES = {"small": 0.28, "large": 0.44}  # half an object's height, in cells
@@ -72,7 +73,7 @@ class Scene:
 
     @property
     def combinations(self) -> tuple[tuple[str, str, str], ...]:
-        """(shape, colour, relation) of the first two objects, seen from each; the relation of a lone object is "alone"."""
+        """(shape, colour, relation) of the first two objects, seen from each; a lone object's relation is "alone"."""
         relation = self.relation
         if relation is None:
             only = self.objects[0]
@@ -123,7 +124,7 @@ def _check(scene: Scene) -> None:
 
 
 def holds(relation: str, first: tuple[int, int], second: tuple[int, int]) -> bool:
-    """Whether cell `first` is `relation` of cell `second` (both (row, column)); a diagonal pair stands in two relations."""
+    """Whether cell `first` (row, column) is `relation` cell `second`; a diagonal pair stands in two relations."""
     (row, column), (other_row, other_column) = first, second
     return {LEFT: column < other_column, RIGHT: column > other_column, ABOVE: row < other_row,
             BELOW: row > other_row}[relation]
@@ -257,13 +258,15 @@ def _outlines(shape: str) -> tuple[tuple[tuple[float, float], ...], ...]:
     """Polygons (x, y) in -1..1, y down: the outline, then a hole if the shape has one."""
     turn = np.linspace(0, 2 * math.pi, 96, endpoint=False)
     round_ = np.stack([np.sin(turn), -np.cos(turn)], axis=1)
-    star = np.stack([np.sin(turn[:10] * 9.6), -np.cos(turn[:10] * 9.6)], axis=1) * np.where(np.arange(10) % 2, 0.45, 1.1)[:, None]
-    heart = np.stack([np.sin(turn) ** 3, 0.12 - (13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn)
-                                                 - np.cos(4 * turn)) / 15.5], axis=1)
+    tenth = np.arange(10) * math.pi / 5
+    radius = np.where(np.arange(10) % 2, 0.45, 1.1)
+    star = np.stack([np.sin(tenth) * radius, 0.08 - np.cos(tenth) * radius], axis=1)
+    lobes = 13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn)
+    heart = np.stack([np.sin(turn) ** 3, 0.12 - lobes / 15.5], axis=1)
     a = 0.36
     cross = [(-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a), (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a), (-a, -a)]
     outlines = {
-        "circle": [round_], "ring": [round_, round_ * 0.52], "star": [star + (0, 0.08)], "heart": [heart], "cross": [cross],
+        "circle": [round_], "ring": [round_, round_ * 0.52], "star": [star], "heart": [heart], "cross": [cross],
         "square": [[(-0.88, -0.88), (0.88, -0.88), (0.88, 0.88), (-0.88, 0.88)]],
         "triangle": [[(0, -0.95), (1, 0.85), (-1, 0.85)]],
         "diamond": [[(0, -1), (0.85, 0), (0, 1), (-0.85, 0)]],

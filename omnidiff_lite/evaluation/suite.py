@@ -1,0 +1,48 @@
+"""One task, one call: which evaluation belongs to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from omnidiff_lite.chat import AUDIO, IMAGE, Sample
+from omnidiff_lite.config import Preset
+from omnidiff_lite.evaluation.alignment import evaluate_s2i, evaluate_t2i
+from omnidiff_lite.evaluation.answers import evaluate_answers
+from omnidiff_lite.evaluation.judges import Judges
+from omnidiff_lite.evaluation.records import Record
+from omnidiff_lite.evaluation.requests import Model, Settings, user_text
+from omnidiff_lite.evaluation.speech import evaluate_asr, evaluate_tts
+from omnidiff_lite.evaluation.vision import evaluate_captioning
+
+
+def evaluate_task(task: str, model: Model, judges: Judges, samples: Sequence[Sample], preset: Preset,
+                  seed: int = 0) -> list[Record]:
+    """Records of one task on `samples`, of the embedded world or of a user's own files.
+
+    Pictures are read back into scenes only where the samples carry their scene. Raises `ValueError` for a sample
+    without the reference that its task needs.
+    """
+    settings, samples = Settings.of(preset, seed=seed), [with_references(sample) for sample in samples]
+    world = preset.world if all("scene" in sample.meta for sample in samples) else None
+    if task == "asr":
+        return evaluate_asr(model, samples, settings)[0]
+    if task == "tts":
+        return evaluate_tts(model, judges.recognition, samples, settings)[0]
+    if task == "captioning":
+        return evaluate_captioning(model, samples, settings)[0]
+    if task in ("t2i", "s2i"):
+        return (evaluate_t2i if task == "t2i" else evaluate_s2i)(model, judges, samples, settings, world=world)[0]
+    judge = judges.recognition if task in ("sqa", "svqa") else None
+    return evaluate_answers(model, samples, settings, task=task, judge=judge)[0]
+
+
+def with_references(sample: Sample) -> Sample:
+    """A sample whose meta says what is asked and what is right, taken from its messages where it does not say so.
+
+    The released format has no such fields: the reference is what the assistant's turn holds.
+    """
+    answer = "\n".join(m["content"] for m in sample.messages if m["role"] == "assistant")
+    text = user_text(sample)
+    found = {"answer": answer.replace(AUDIO, "").replace(IMAGE, "").strip(), "text": text, "question": text, "caption": text}
+    return replace(sample, meta=found | sample.meta)

@@ -1,0 +1,98 @@
+"""One training step: rows, masks, loss where masked, gradient, update."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from omnidiff_lite.backbone import Denoiser
+from omnidiff_lite.chat import IGNORE
+from omnidiff_lite.config import TrainingConfig
+from omnidiff_lite.data.packing import PackedStream, efficiency
+from omnidiff_lite.diffusion.loss import scored_positions, token_losses
+from omnidiff_lite.training.batches import Batch, choose_scored, collate, derive_seed
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on; the message says why and what to change."""
+
+
+class AnswerLoss(nn.Module):
+    """The denoiser and its loss as one module, so that mixed precision and data parallelism see one call."""
+
+    def __init__(self, denoiser: Denoiser, precision: str) -> None:
+        super().__init__()
+        self.denoiser, self.bf16 = denoiser, precision == "bf16"
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Cross-entropy of every target in row-major order, float32 [targets]."""
+        positions, targets = scored_positions(batch.targets)
+        with torch.autocast(targets.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.denoiser(batch.input_ids, speech_frames=batch.speech_frames, segment_ids=batch.segment_ids,
+                                   position_ids=batch.position_ids, logits_positions=positions).logits
+        return token_losses(logits, targets)
+
+
+class Stepper:
+    """One optimizer step after the other, each from its number alone."""
+
+    def __init__(self, accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer,
+                 stream: PackedStream, config: TrainingConfig, seed: tuple[int, int], seconds: float = 0.0) -> None:
+        """`module`, `optimizer`: as prepared by `accelerator`. `seconds`: of training before this call."""
+        self.seconds = seconds
+        self.accelerator, self.module, self.optimizer = accelerator, module, optimizer
+        self.stream, self.config, self.seed = stream, config, seed
+        self.denoiser = accelerator.unwrap_model(module).denoiser.config
+
+    def step(self, step: int, rate: float) -> dict[str, float | None]:
+        """One optimizer step; returns the figures to log."""
+        # --- Data: the rows of the step, this process's share of them, and what to predict -----------------------
+        begun = time.perf_counter()
+        torch.manual_seed(derive_seed(*self.seed, step))
+        rows = self.stream.batch(step)
+        own = range(self.accelerator.process_index, len(rows), self.accelerator.num_processes)
+        scored = {n: choose_scored(rows[n], self.config, self.denoiser, (*self.seed, step, n)) for n in own}
+        size = self.config.micro_rows or len(own)
+        batches = [collate([rows[n] for n in part], [scored[n] for n in part], self.stream.tasks, self.denoiser)
+                   for part in (own[i:i + size] for i in range(0, len(own), size))]
+        data_seconds = time.perf_counter() - begun
+        # --- Gradient: of the mean over all scored tokens of the step, whatever the micro-batch ------------------
+        count = self._sum(sum(scored[n][1:].sum() for n in own)).clamp(min=1)
+        sums = torch.zeros(2, len(self.stream.tasks), device=self.accelerator.device)
+        for number, batch in enumerate(batches, 1):
+            with contextlib.nullcontext() if number == len(batches) else self.accelerator.no_sync(self.module):
+                sums += self._backward(batch.to(self.accelerator.device), self.accelerator.num_processes / count)
+        # --- Update -----------------------------------------------------------------------------------------------
+        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        losses, counts = self._sum(sums).tolist()
+        tokens, seconds = sum(row.tokens for row in rows), time.perf_counter() - begun
+        self.seconds += seconds
+        figures = {"loss": sum(losses) / max(1, sum(counts)), "learning_rate": rate, "gradient_norm": float(norm),
+                   "tokens": tokens, "scored": int(sum(counts)), "efficiency": efficiency(rows),
+                   "tokens_per_second": tokens / seconds, "data_seconds": data_seconds, "seconds": self.seconds}
+        if not math.isfinite(figures["loss"] + figures["gradient_norm"]):
+            raise TrainingError(f"step {step}: the loss is {figures['loss']}, the gradient's norm "
+                                f"{figures['gradient_norm']}; lower the learning rate (now {rate:g}) and resume")
+        return figures | {f"loss_{task}": loss / n if n else None
+                          for task, loss, n in zip(self.stream.tasks, losses, counts)}
+
+    def _backward(self, batch: Batch, scale: Tensor) -> Tensor:
+        """Add the gradient of `scale` times the summed loss; returns loss and tokens by task, [2, tasks]."""
+        losses = self.module(batch)
+        self.accelerator.backward(losses.sum() * scale)
+        tasks = batch.tasks[:, 1:][batch.targets[:, 1:] != IGNORE]
+        sums = torch.zeros(2, len(self.stream.tasks), device=losses.device)
+        return sums.index_add_(1, tasks, torch.stack([losses.detach(), torch.ones_like(losses)]))
+
+    def _sum(self, value: Tensor) -> Tensor:
+        """Over all processes."""
+        return self.accelerator.reduce(value.to(self.accelerator.device, torch.float32), reduction="sum")

@@ -1,0 +1,80 @@
+"""The command line: help that fits a screen with an example, errors in one line, a user's own folder end to end."""
+
+import json
+
+import numpy as np
+import pytest
+
+from omnidiff_lite.artifacts import Artifacts
+from omnidiff_lite.cli import COMMANDS, main
+from omnidiff_lite.data.encode import read_encoded
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_fits_a_screen_and_shows_an_example(name, capsys):
+    with pytest.raises(SystemExit) as done:
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    assert done.value.code == 0 and f"example: omnidiff {name}" in text and len(text.splitlines()) <= 40
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch, tiny_preset, tiny_tokenizers):
+    """A results folder with tokenizers in it, and a preset file of their sizes."""
+    import yaml
+
+    from omnidiff_lite.config import to_dict
+
+    monkeypatch.setenv("OMNIDIFF_RESULTS", str(tmp_path / "results"))
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**to_dict(tiny_preset), "name": "tiny"}))
+    tiny_tokenizers.save_pretrained(Artifacts.of("tiny").tokenizers)
+    return path
+
+
+def test_a_users_own_folder_is_tokenized_and_trained_on(results, tmp_path, capsys):
+    """World samples written as files stand in for a user's recordings and pictures; then the same without meta."""
+    for task in ("captioning", "asr"):
+        assert main(["data", "--task", task, "--n", "4", "--out", str(tmp_path / task)]) == 0
+        jsonl = tmp_path / task / "samples.jsonl"
+        rows = [json.loads(line) for line in jsonl.read_text().splitlines()]
+        jsonl.write_text("".join(json.dumps({k: r[k] for k in ("messages", "images", "audios")}) + "\n" for r in rows))
+        assert main(["tokenize", str(jsonl), "--preset", str(results), "--out", str(tmp_path / f"{task}.safetensors")]) == 0
+    samples = read_encoded(tmp_path / "asr.safetensors")
+    assert {s.task for s in samples} == {"asr"} and all(len(s.frames) > 4 for s in samples)
+
+    capsys.readouterr()
+    change = ["--set", "training.stage1.steps=2", "--set", "training.stage1.mix.text_qa=0", "--set", "training.stage1.rows=2",
+              "--set", "training.stage1.mix.t2i=0"]
+    files = [str(tmp_path / f"{task}.safetensors") for task in ("captioning", "asr")]
+    assert main(["train", "--preset", str(results), "--stage", "1", "--data", *files, *change]) == 0
+    assert "last loss" in capsys.readouterr().out
+    assert (Artifacts.of("tiny").stage(1) / "denoiser" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["reproduce", "--preset", "laptop"], "no preset 'laptop'"),
+    (["train", "--stage", "2"], "run notebook 03"),
+    (["train", "--stage", "1"], "run notebook 02"),
+    (["train", "--stage", "1", "--set", "training.gama=1"], "did you mean 'gamma'"),
+    (["table", "1"], "07_table1_speech"),
+    (["evaluate", "asr"], "run notebook 05"),
+    (["generate"], "no input"),
+    (["generate", "--text", "hi"], "make reproduce"),
+    (["tokenize", "no.jsonl", "--out", "x.safetensors"], "no.jsonl"),
+])
+def test_errors_are_one_line_with_the_mend(tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.setenv("OMNIDIFF_RESULTS", str(tmp_path))
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1 and error.startswith(f"omnidiff {arguments[0]}: ")
+
+
+def test_a_users_own_references_are_read_off_the_messages():
+    from omnidiff_lite.chat import Sample, build_messages
+    from omnidiff_lite.evaluation.suite import with_references
+
+    sample = with_references(Sample(build_messages("vqa", "what is it", answer="a ring"), ["a.png"], task="vqa"))
+    assert sample.meta["answer"] == "a ring" and sample.meta["question"] == "what is it"
+    assert with_references(Sample(build_messages("t2i", "a ring", answer=""), ["a.png"], task="t2i")).meta["caption"] == "a ring"
+    assert np.all(with_references(Sample([], meta={"answer": "kept"})).meta["answer"] == "kept")
