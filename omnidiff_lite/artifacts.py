@@ -86,9 +86,9 @@ class Artifacts:
         if path.exists():
             return path
         short = path.relative_to(self.root.parent) if path.is_relative_to(self.root.parent) else path
-        raise MissingArtifact(f"{short} is missing: run notebook {made_by} first "
-                              f"(omnidiff reproduce --preset {self.preset} --only {made_by[:2]}), or all: make reproduce"
-                              f"{'' if self.preset == 'smoke' else f' PRESET={self.preset}'}")
+        size = "" if self.preset == "smoke" else f" PRESET={self.preset}"
+        raise MissingArtifact(f"{short} is missing: run notebook {made_by} first (omnidiff reproduce --preset "
+                              f"{self.preset} --only {made_by[:2]}), or all: make reproduce{size}")
 
     @staticmethod
     def _made(path: Path) -> Path:

@@ -178,7 +178,7 @@ def _tokenizers(preset: Any) -> Any:
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     _preset(parser)
     parser.add_argument("--stage", type=int, required=True, choices=(1, 2, 3))
-    parser.add_argument("--data", type=Path, nargs="+", help="files of omnidiff tokenize, in place of the world's samples")
+    parser.add_argument("--data", type=Path, nargs="+", help="files of omnidiff tokenize, in place of the world's")
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -204,27 +204,22 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", choices=("asr", "tts", "captioning", "t2i", "s2i", "text_qa", "vqa", "sqa", "svqa"))
     parser.add_argument("--preset", default="smoke", help="whose checkpoint and judges (default smoke)")
     parser.add_argument("--data", type=Path, help="a jsonl file of yours, in place of the world's test split")
-    parser.add_argument("--items", type=int, default=0, help="how many (default: the preset's number, or the whole file)")
+    parser.add_argument("--items", type=int, default=0, help="how many (default: the preset's, or the whole file)")
     parser.add_argument("--seed", type=int, default=0)
 
 
-@command("evaluate", "Score a checkpoint on one task, with intervals.", "omnidiff evaluate asr --preset smoke --items 20")
+@command("evaluate", "Score a checkpoint on one task, with intervals.", "omnidiff evaluate asr --items 20")
 @arguments(_evaluate_arguments)
 def _evaluate(options: argparse.Namespace) -> None:
     from omnidiff_lite.artifacts import Artifacts
     from omnidiff_lite.config import load_preset
     from omnidiff_lite.data.jsonl import read_samples
-    from omnidiff_lite.evaluation.judges import load_judges
-    from omnidiff_lite.evaluation.suite import evaluate_task
+    from omnidiff_lite.evaluation.suite import evaluate_task, finished_system
     from omnidiff_lite.evaluation.tables import comparison, to_markdown
-    from omnidiff_lite.pipeline import OmniDiffusion
     from omnidiff_lite.world.dataset import samples
 
     preset = load_preset(options.preset)
-    artifacts = Artifacts.of(preset.name)
-    model = OmniDiffusion.from_pretrained(
-        artifacts.require(artifacts.checkpoint, "05_stage3_speech_driven_visual_interaction"))
-    judges = load_judges(preset, artifacts.require(artifacts.judges, "02_training_the_tokenizers"))
+    model, judges = finished_system(preset, Artifacts.of(preset.name))
     if options.data:
         items = read_samples(options.data)[:options.items or None]
     else:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import difflib
 import re
 import time
-import types
 import typing
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,9 @@ from omnidiff_lite.config import Preset, load_preset, to_dict
 from omnidiff_lite.evaluation.records import Record, with_provenance, write_records
 from omnidiff_lite.provenance import footer, provenance
 from omnidiff_lite.weights import write_json
+
+# Without ipywidgets tqdm falls back to text, which is what executed notebooks want; it need not say so.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 _SHELL = {"In", "Out", "get_ipython", "exit", "quit", "open"}
 
@@ -86,8 +89,10 @@ def begin(namespace: dict[str, Any]) -> Run:
     """
     declared = {name: _plain_type(hint) for name, hint in namespace.get("__annotations__", {}).items()}
     given = {name: value for name, value in namespace.items()
-             if not name.startswith("_") and name not in _SHELL
-             and not isinstance(value, (types.ModuleType, types.FunctionType, type))}
+             if not name.startswith("_") and isinstance(value, (str, int, float, list, dict, type(None)))
+             and name not in _SHELL}
+    if any(isinstance(value, Run) for value in namespace.values()):  # run again by hand: the later cells' names are there
+        given = {name: value for name, value in given.items() if name in declared}
     check_parameters(declared, given)
     preset = load_preset(given.get("preset", "smoke"), parse_overrides(given.get("overrides", "")))
     run = Run(preset, given.get("seed", 0), Artifacts.of(preset.name))
@@ -111,6 +116,7 @@ def _prepare(seed: int) -> None:
     from omnidiff_lite.plots import STYLE
 
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     torch.manual_seed(seed)
     np.random.seed(seed)
     plt.rcParams.update(STYLE)

@@ -1,4 +1,4 @@
-"""The figures of the notebooks: loss curves, rows of pictures, mel spectrograms, the canvas filling in, dots with intervals."""
+"""The figures of the notebooks: loss curves, pictures, mel spectrograms, the canvas filling in, dots with intervals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ STYLE = {"figure.dpi": 96, "savefig.dpi": 120, "figure.constrained_layout.use": 
 PALETTE = {"text": "#4c78a8", "special": "#54a24b", "speech": "#e45756", "image": "#f2a900", "mask": "#e6e6e6"}
 
 
-def loss_curves(history: pd.DataFrame, columns: Sequence[str] | None = None, title: str = "", smooth: int = 10) -> Figure:
+def loss_curves(history: pd.DataFrame, columns: Sequence[str] | None = None, title: str = "",
+                smooth: int = 10) -> Figure:
     """Losses over steps, each as a running mean; `columns` defaults to all that begin with "loss"."""
     columns = columns or [c for c in history.columns if c.startswith("loss")]
     figure, axis = plt.subplots(figsize=(6.4, 3))

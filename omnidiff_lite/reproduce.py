@@ -87,7 +87,7 @@ def chosen(only: list[str] | None) -> list[Step]:
     """The steps whose names begin with one of `only`. Raises `RoadError` where none does."""
     for prefix in only or []:
         if not any(step.name.startswith(prefix) for step in ROAD):
-            raise RoadError(f"no notebook begins with {prefix!r}; there are {', '.join(s.name for s in sorted(ROAD, key=lambda s: s.name))}")
+            raise RoadError(f"no notebook begins with {prefix!r}: choose from {', '.join(sorted(s.name for s in ROAD))}")
     return [step for step in ROAD if not only or any(step.name.startswith(prefix) for prefix in only)]
 
 

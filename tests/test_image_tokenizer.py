@@ -13,7 +13,8 @@ from torch import Tensor
 
 from omnidiff_lite.config import Budget, ConfigError, ImageTokenizerConfig
 from omnidiff_lite.tokenizers.image import ImageTokenizer, prepare, to_image
-from omnidiff_lite.training.image_tokenizer import (code_entropies, reconstruction_report, train_image_tokenizer)
+from omnidiff_lite.training.image_tokenizer import (code_entropies, foreground_weights, reconstruction_report,
+                                                    train_image_tokenizer)
 from omnidiff_lite.weights import CheckpointError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -205,6 +206,20 @@ def test_gradient_passes_the_quantizer(small: ImageTokenizer) -> None:
     reconstruction, _ = small(noise(1, 3, 16, 16))
     reconstruction.square().mean().backward()
     assert small.encoder.conv_in.weight.grad.abs().sum() > 0
+
+
+def test_hardness_moves_z_to_its_signs(small: ImageTokenizer) -> None:
+    z = torch.tensor([0.5, -3.0, 0.0])[None, :, None, None]
+    assert small.quantize(z, 0.0).flatten().tolist() == [0.5, -3.0, 0.0]
+    assert small.quantize(z, 0.5).flatten().tolist() == [0.75, -2.0, -0.5]
+    assert small.quantize(z).flatten().tolist() == [1.0, -1.0, -1.0]
+
+
+def test_foreground_weighs_more() -> None:
+    pixels = torch.full((1, 3, 4, 4), 0.9)
+    pixels[0, 2, 0, 0] = 0.0  # one pixel differs, in blue alone
+    weights = foreground_weights(pixels)
+    assert weights.mean().item() == pytest.approx(1) and weights[0, 0, 0, 0] == pytest.approx(5 * weights[0, 0, 1, 1])
 
 
 def test_entropies_at_their_extremes(small: ImageTokenizer) -> None:

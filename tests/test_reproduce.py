@@ -36,7 +36,8 @@ def two_notebooks(tmp_path, monkeypatch):
                    "(artifacts.work / 'm.txt').write_text((artifacts.work / 'number.txt').read_text())")
     monkeypatch.setattr(road, "ROAD", (road.Step("01_make", makes=("work/number.txt",)),
                                        road.Step("02_use", ("work/number.txt",), ("work/m.txt",))))
-    return lambda **kwargs: road.reproduce("smoke", root=tmp_path / "results", folder=folder, **kwargs), folder, tmp_path
+    where = {"root": tmp_path / "results", "folder": folder}
+    return lambda **options: road.reproduce("smoke", **where, **options), folder, tmp_path
 
 
 def test_a_run_then_nothing_to_do_then_only_what_changed(two_notebooks, capsys):
@@ -100,7 +101,8 @@ def test_wrong_parameters_are_named(given, words):
 
 def test_begin_finds_a_misspelt_injected_parameter(tmp_path, monkeypatch):
     monkeypatch.setenv("OMNIDIFF_RESULTS", str(tmp_path))
-    cell = {"__annotations__": {"preset": str, "seed": int, "overrides": str}, "preset": "smoke", "seed": 1, "overrides": ""}
+    cell = {"__annotations__": {"preset": str, "seed": int, "overrides": str},
+            "preset": "smoke", "seed": 1, "overrides": ""}
     assert begin(dict(cell)).seed == 1
     with pytest.raises(ParameterError, match="stepz"):
         begin({**cell, "stepz": 3})
@@ -117,7 +119,8 @@ def test_a_dying_kernel_is_no_success(two_notebooks):
 
 
 def test_conda_takes_its_pins_from_the_same_file():
-    pip = next(d["pip"] for d in yaml.safe_load((CLONE / "environment.yml").read_text())["dependencies"] if isinstance(d, dict))
+    lines = yaml.safe_load((CLONE / "environment.yml").read_text())["dependencies"]
+    pip = next(line["pip"] for line in lines if isinstance(line, dict))
     assert pip[0] == "-r requirements.txt"
     pins = [line for line in (CLONE / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[\w.]+", pin) for pin in pins)

@@ -1,19 +1,28 @@
-"""One task, one call: which evaluation belongs to it."""
+"""A finished run's model and judges; and one task, one call: which evaluation belongs to it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
+from omnidiff_lite.artifacts import Artifacts
 from omnidiff_lite.chat import AUDIO, IMAGE, Sample
 from omnidiff_lite.config import Preset
 from omnidiff_lite.evaluation.alignment import evaluate_s2i, evaluate_t2i
 from omnidiff_lite.evaluation.answers import evaluate_answers
-from omnidiff_lite.evaluation.judges import Judges
+from omnidiff_lite.evaluation.judges import Judges, load_judges
 from omnidiff_lite.evaluation.records import Record
 from omnidiff_lite.evaluation.requests import Model, Settings, user_text
 from omnidiff_lite.evaluation.speech import evaluate_asr, evaluate_tts
 from omnidiff_lite.evaluation.vision import evaluate_captioning
+from omnidiff_lite.pipeline import OmniDiffusion
+
+
+def finished_system(preset: Preset, artifacts: Artifacts) -> tuple[OmniDiffusion, Judges]:
+    """What notebooks 02 to 05 made. Raises `MissingArtifact` naming the notebook to run first."""
+    checkpoint = artifacts.require(artifacts.checkpoint, "05_stage3_speech_driven_visual_interaction")
+    judges = artifacts.require(artifacts.judges, "02_training_the_tokenizers")
+    return OmniDiffusion.from_pretrained(checkpoint), load_judges(preset, judges)
 
 
 def evaluate_task(task: str, model: Model, judges: Judges, samples: Sequence[Sample], preset: Preset,
@@ -44,5 +53,6 @@ def with_references(sample: Sample) -> Sample:
     """
     answer = "\n".join(m["content"] for m in sample.messages if m["role"] == "assistant")
     text = user_text(sample)
-    found = {"answer": answer.replace(AUDIO, "").replace(IMAGE, "").strip(), "text": text, "question": text, "caption": text}
+    found = dict.fromkeys(("text", "question", "caption"), text)
+    found["answer"] = answer.replace(AUDIO, "").replace(IMAGE, "").strip()
     return replace(sample, meta=found | sample.meta)

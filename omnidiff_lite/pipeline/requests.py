@@ -19,7 +19,7 @@ class RequestError(ValueError):
 
 @dataclass(frozen=True)
 class Request:
-    """One question: its messages, its media in the order of the placeholders, its text, and its task if it has a name."""
+    """One question: messages, media in the order of the placeholders, the text, and the task if it has a name."""
 
     messages: list[dict[str, str]]
     task: str | None
@@ -44,7 +44,8 @@ def read_request(parts: Sequence[Part], outputs: Sequence[str], task: str | None
         raise RequestError("no input: give at least one Text, Image or Speech")
     text = "\n".join(p.text for p in parts if isinstance(p, Text))
     if IMAGE in text or AUDIO in text:
-        raise RequestError(f"the text holds {IMAGE} or {AUDIO}, which stand for media: give the picture or the recording")
+        raise RequestError(f"the text holds {IMAGE} or {AUDIO}, which stand for media: give the picture or "
+                           "the recording")
     images = [p.load() for p in parts if isinstance(p, Image)]
     speech = [p.load() for p in parts if isinstance(p, Speech)]
     kinds = [name for name, given in (("text", text), ("speech", speech), ("image", images)) for _ in

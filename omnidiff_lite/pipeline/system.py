@@ -124,7 +124,7 @@ class OmniDiffusion:
         embeds = [self.denoiser.embed(i[None], f[None].to(self.device))[0] for i, (_, f) in zip(ids, prompts)]
         return decode(self.denoiser, ids, config, prompt_embeds=embeds, canvas=canvases)
 
-    # --- from media to a prompt -----------------------------------------------------------------------------------------
+    # --- from media to a prompt ---------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def prompts(self, requests: Sequence[Request]) -> list[tuple[list[int], Tensor]]:
@@ -154,7 +154,7 @@ class OmniDiffusion:
         pixels = torch.stack([prepare(image, size) for image in images]).to(self.device)
         return [codes.flatten().tolist() for codes in self.tokenizers.image.encode(pixels)]
 
-    # --- inpainting -------------------------------------------------------------------------------------------------------
+    # --- inpainting -----------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def inpaint(self, image: Image | PIL.Image.Image | str | Path, mask: np.ndarray | PIL.Image.Image,

@@ -33,10 +33,13 @@ class ImageTokenizer(nn.Module):
         self.decoder = Decoder(config)
         self.quantize = LookupFreeQuantizer(config.code_bits)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """The training path: pixels [B, 3, H, W] -> (reconstruction of the same shape, z [B, code_bits, h, w])."""
+    def forward(self, pixels: Tensor, hardness: float = 1.0) -> tuple[Tensor, Tensor]:
+        """The training path: pixels [B, 3, H, W] -> (reconstruction of the same shape, z [B, code_bits, h, w]).
+
+        `hardness`: how far z is moved to its signs before decoding, 0 (not) to 1 (wholly, as `encode` and `decode` do).
+        """
         z = self.encoder(pixels)
-        return self.decoder(self.quantize(z)), z
+        return self.decoder(self.quantize(z, hardness)), z
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:

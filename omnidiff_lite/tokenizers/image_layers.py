@@ -170,9 +170,12 @@ class LookupFreeQuantizer(nn.Module):
         ones = torch.arange(2**bits)[:, None] & self.power_vals != 0
         self.register_buffer("embedding", torch.where(ones, 1.0, -1.0))
 
-    def forward(self, z: Tensor) -> Tensor:
-        """z [B, bits, h, w] -> code vectors of the same shape, straight-through: the gradient passes to z unchanged."""
-        return z + (torch.where(z > 0, 1.0, -1.0) - z).detach()
+    def forward(self, z: Tensor, hardness: float = 1.0) -> Tensor:
+        """z [B, bits, h, w] -> code vectors of the same shape, straight-through: the gradient passes to z unchanged.
+
+        `hardness` below 1 goes only that share of the way from z to its code vector.
+        """
+        return z + hardness * (torch.where(z > 0, 1.0, -1.0) - z).detach()
 
     def ids(self, z: Tensor) -> Tensor:
         """z [B, bits, h, w] -> int64 ids [B, h, w]."""

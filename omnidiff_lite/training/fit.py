@@ -7,7 +7,6 @@ from typing import Callable
 
 import pandas as pd
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
@@ -23,18 +22,21 @@ def fit(module: nn.Module, loss: Loss, budget: Budget, *, name: str, seed: int =
 
     `loss(step)` builds the batch of that step (from the step alone, so that a run is repeatable) and returns the loss
     and figures to log. Returns one row a step: step, loss, seconds, learning_rate and those figures.
-    `precision`: "no" (float32) or "bf16" (autocast inside `loss` through `module`'s own forward).
+    `precision`: "no" (float32) or "bf16" (autocast round `loss`). Trains on a GPU where there is one, and hands the
+    module back where it was.
     """
     torch.manual_seed(seed)
-    accelerator = Accelerator(mixed_precision=precision)
+    home = next(module.parameters()).device
+    device = "cuda" if torch.cuda.is_available() else home.type
+    module.to(device)
     optimizer = torch.optim.AdamW((p for p in module.parameters() if p.requires_grad), lr=budget.learning_rate,
                                   betas=(0.9, 0.95), eps=1e-8, weight_decay=budget.weight_decay)
     schedule = get_cosine_schedule_with_warmup(optimizer, max(1, int(budget.warmup * budget.steps)), budget.steps)
-    module.to(accelerator.device).train()
+    module.train()
     rows, start = [], time.perf_counter()
     bar = tqdm(range(budget.steps), desc=name, disable=not progress, mininterval=5.0)
     for step in bar:
-        with accelerator.autocast():
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
             value, figures = loss(step)
         value.backward()
         nn.utils.clip_grad_norm_(module.parameters(), clip)
@@ -44,5 +46,5 @@ def fit(module: nn.Module, loss: Loss, budget: Budget, *, name: str, seed: int =
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
         bar.set_postfix(loss=f"{rows[-1]['loss']:.3f}", refresh=False)
-    module.eval()
+    module.to(home).eval()
     return pd.DataFrame(rows)

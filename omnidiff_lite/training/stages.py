@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,8 +53,8 @@ def run_stage(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser
     mix = stage_config(preset, stage).mix
     denoiser = _start(preset, stage, tokenizers, init, seed)
     if datasets is None:
-        datasets, held_out = ({task: _dataset(preset, tokenizers, task, split, seed, cache_dir, workers, progress)
-                               for task in mix} for split in ("train", "validation"))
+        datasets, held_out = (world_data(preset, tokenizers, mix, split, seed, cache_dir, workers, progress)
+                               for split in ("train", "validation"))
     log = train_stage(preset, stage, denoiser, datasets, out_dir, seed, resume, progress, stop_after)
     if held_out:
         validate(preset, denoiser, held_out).to_csv(Path(out_dir) / "validation.csv", index=False)
@@ -83,9 +84,16 @@ def _start(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser | 
     return denoiser
 
 
-def _dataset(preset: Preset, tokenizers: Tokenizers, task: str, split: str, seed: int, cache_dir: str | Path,
-             workers: int, progress: bool) -> list[EncodedSample]:
-    count = preset.training.samples.get(task, 0) if split == "train" else preset.evaluation.items
-    if count < 1:
-        raise TrainingError(f"task {task!r} is in the mix but training.samples.{task} gives no number of samples")
-    return build_dataset(preset, tokenizers, task, split, count, seed, cache_dir, workers, progress)
+def world_data(preset: Preset, tokenizers: Tokenizers, tasks: Iterable[str], split: str, seed: int,
+               cache_dir: str | Path, workers: int = 0, progress: bool = False) -> dict[str, list[EncodedSample]]:
+    """Encoded samples of the embedded world by task: `training.samples` of each for training, else `evaluation.items`.
+
+    Raises `TrainingError` for a task without a number of samples.
+    """
+    counts = {task: preset.training.samples.get(task, 0) if split == "train" else preset.evaluation.items
+              for task in tasks}
+    for task, count in counts.items():
+        if count < 1:
+            raise TrainingError(f"task {task!r} is in the mix but training.samples.{task} gives no number of samples")
+    return {task: build_dataset(preset, tokenizers, task, split, count, seed, cache_dir, workers, progress)
+            for task, count in counts.items()}
