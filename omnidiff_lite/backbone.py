@@ -8,6 +8,7 @@ class the autoregressive twin.
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from transformers.utils import ModelOutput
 
 from omnidiff_lite.config import ConfigError, DenoiserSize
 from omnidiff_lite.vocabulary import Vocabulary
-from omnidiff_lite.weights import CheckpointError, write_json
+from omnidiff_lite.weights import CheckpointError, read_weights, write_json
 
 PADDING = -1  # segment id of positions that nobody sees
+SPEECH_ENCODER = "model.audio_model."  # the released file's frozen speech encoder: `tokenizers.speech_encoder` loads it
 RELEASED_TYPES = ("Dream", "qwen2")  # model types whose further keys belong to other software
 
 # Keys that transformers writes into any config.json beside the declared fields.
@@ -146,8 +148,7 @@ class Denoiser(Qwen2PreTrainedModel):
 
     config_class = DenoiserConfig
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
-    # The released file also holds the frozen speech encoder; `tokenizers.speech_encoder` loads that part.
-    _keys_to_ignore_on_load_unexpected = [r"^model\.audio_model\."]
+    _keys_to_ignore_on_load_unexpected = [f"^{re.escape(SPEECH_ENCODER)}"]
     _supports_flash_attn = False  # neither takes the boolean block masks
     _supports_flex_attn = False
 
@@ -245,9 +246,14 @@ class Denoiser(Qwen2PreTrainedModel):
 
     @classmethod
     def _load(cls, directory: str | Path, *args: Any, **kwargs: Any) -> tuple[Denoiser, dict[str, Any]]:
+        options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **kwargs}
         try:
-            return super().from_pretrained(str(directory), *args, output_loading_info=True,
-                                           ignore_mismatched_sizes=True, **kwargs)
+            if Path(directory).is_dir() and not (args or kwargs.get("device_map")):
+                # transformers' own reading keeps the file's pages beside what it converts: up to three times the memory
+                dtype = kwargs["dtype"] if isinstance(kwargs["dtype"], torch.dtype) else None
+                state = read_weights(directory, without=SPEECH_ENCODER, dtype=dtype)
+                return super().from_pretrained(None, **{"config": str(directory), "state_dict": state, **options})
+            return super().from_pretrained(str(directory), *args, **options)
         except (ConfigError, CheckpointError):
             raise
         except Exception as error:  # transformers raises OSError, safetensors and torch their own

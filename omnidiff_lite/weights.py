@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from pathlib import Path
-from typing import Any, Callable, Iterable
+from typing import Any, Callable, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -16,40 +17,64 @@ from omnidiff_lite.config import from_dict, to_dict
 
 FILES = ("model.safetensors", "pytorch_model.safetensors", "diffusion_pytorch_model.safetensors",
          "pytorch_model.bin", "diffusion_pytorch_model.bin", "model.pt")
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class CheckpointError(ValueError):
     """A checkpoint that does not fit; the message lists the names and the mend."""
 
 
-def read_weights(directory: str | Path, names: Iterable[str] = FILES,
-                 prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of a checkpoint directory (or of one file) whose names begin with `prefix`.
+def read_weights(directory: str | Path, prefix: str = "", without: str | None = None,
+                 dtype: torch.dtype | None = torch.float32) -> dict[str, Tensor]:
+    """The tensors of a checkpoint directory (or of one file) whose names begin with `prefix` and not with `without`.
 
-    Shards and safetensors entries without it are not read. Pickled files are read with `weights_only=True`.
+    Floating-point ones come as `dtype`; None: as stored. What needs no conversion stays on disk until it is used: the
+    tensors are views of the mapped file. Shards and safetensors entries that are not wanted are not read. Pickled
+    files are read with `weights_only=True`. Raises `CheckpointError` for a missing or unreadable file.
     """
-    directory = Path(directory)
+    state: dict[str, Tensor] = {}
+    for path, listed in _files(Path(directory)):
+        if listed is None or any(_wanted(name, prefix, without) for name in listed):
+            state |= _read_file(path, prefix, without, dtype)
+    return state
+
+
+def weight_names(directory: str | Path) -> list[str]:
+    """Names of all tensors of a checkpoint directory, read from its index or its file's header."""
+    names: list[str] = []
+    for path, listed in _files(Path(directory)):
+        names += list(_read_file(path, "", None, None)) if listed is None else listed
+    return names
+
+
+def _files(directory: Path) -> list[tuple[Path, list[str] | None]]:
+    """The files of a checkpoint, each with the tensors that its index says it holds (None: there is no index)."""
     if directory.is_file():
-        return _read_file(directory, prefix)
-    for name in names:
+        return [(directory, None)]
+    for name in FILES:
         if (directory / f"{name}.index.json").exists():
-            shards = json.loads((directory / f"{name}.index.json").read_text())["weight_map"]
-            state: dict[str, Tensor] = {}
-            for shard in sorted({file for name, file in shards.items() if name.startswith(prefix)}):
-                state |= _read_file(directory / shard, prefix)
-            return state
+            places = json.loads((directory / f"{name}.index.json").read_text())["weight_map"]
+            return [(directory / shard, [n for n, at in places.items() if at == shard])
+                    for shard in sorted(set(places.values()))]
         if (directory / name).exists():
-            return _read_file(directory / name, prefix)
-    raise CheckpointError(f"{directory}: no weights found; expected one of {', '.join(names)}")
+            return [(directory / name, None)]
+    raise CheckpointError(f"{directory}: no weights found; expected one of {', '.join(FILES)}")
 
 
-def _read_file(path: Path, prefix: str) -> dict[str, Tensor]:
+def _wanted(name: str, prefix: str, without: str | None) -> bool:
+    return name.startswith(prefix) and not (without and name.startswith(without))
+
+
+def _read_file(path: Path, prefix: str, without: str | None, dtype: torch.dtype | None) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
+                state = {name: file.get_tensor(name) for name in file.keys() if _wanted(name, prefix, without)}
+            return {name: _tensor(path, name, dtype) if _differs(tensor, dtype) else tensor
+                    for name, tensor in state.items()}
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return {name: tensor.to(dtype) if _differs(tensor, dtype) else tensor
+                for name, tensor in state.items() if _wanted(name, prefix, without)}
     except FileNotFoundError:
         raise CheckpointError(f"{path}: named by the index but missing; fetch it again") from None
     except Exception as error:
@@ -57,10 +82,29 @@ def _read_file(path: Path, prefix: str) -> dict[str, Tensor]:
                               "it may be half-written, fetch or write it again") from None
 
 
+def _differs(tensor: Tensor, dtype: torch.dtype | None) -> bool:
+    return dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype
+
+
+def _tensor(path: Path, name: str, dtype: torch.dtype | None) -> Tensor:
+    """One tensor, converted. The file is mapped for it alone, so that its pages do not pile up beside the copies."""
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(name).to(dtype)
+
+
+def unfilled(kind: Callable[..., Module], *arguments: Any) -> Module:
+    """`kind(*arguments)` whose parameters take no memory and no time: `strict_load` puts a file's in their place."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        return kind(*arguments)
+
+
 def strict_load(module: nn.Module, state: dict[str, Tensor], where: str | Path = "checkpoint",
                 derivable: Callable[[str], bool] = lambda name: False) -> None:
     """Load `state` into `module`; missing, unexpected or misshapen names raise `CheckpointError`.
 
+    The parameters of an `unfilled` module become the tensors of `state` themselves; others are copied into.
     `derivable(name)`: tensors that may be absent on either side (buffers computed from the configuration).
     """
     own = module.state_dict()
@@ -72,7 +116,8 @@ def strict_load(module: nn.Module, state: dict[str, Tensor], where: str | Path =
         raise CheckpointError(f"{where} does not fit {type(module).__name__}: " + "; ".join(
             f"{kind} {len(names)}: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
             for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen)) if names))
-    module.load_state_dict({n: t for n, t in state.items() if n in own}, strict=False)
+    kept = {n: t.to(own[n].dtype) for n, t in state.items() if n in own}
+    module.load_state_dict(kept, strict=False, assign=any(t.is_meta for t in own.values()))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -16,7 +16,7 @@ from omnidiff_lite.tokenizers.speech_features import fbank, read_statistics, sta
 from omnidiff_lite.training.characters import ctc_loss, decode, encode, normalise, steps_needed, transcribe
 from omnidiff_lite.training.judges import train_recognition_judge
 from omnidiff_lite.training.speech_encoder import train_speech_encoder
-from omnidiff_lite.training.utterances import draw, padded_length
+from omnidiff_lite.training.utterances import draw, padded_length, shown, vary_speed
 from omnidiff_lite.weights import CheckpointError, strict_load
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -238,6 +238,17 @@ def test_batches_are_of_like_length_and_few_shapes():
     assert sum(map(sum, batches)) > 0.8 * 16 * sum(padded), "under a fifth is padding"
 
 
+def test_variation_against_over_fitting():
+    waves = [noise(16000)] * 50
+    seconds = [wave.seconds for wave in vary_speed(waves, seed=0)]
+    assert 0.89 < min(seconds) < 0.95 and 1.05 < max(seconds) < 1.14
+    keep = shown(200, 40, 80, rate=100 / 6, step=3, seed=0)
+    assert torch.equal(keep, shown(200, 40, 80, rate=100 / 6, step=3, seed=0))
+    whole_bands, whole_frames = keep.amax(1) == 0, keep.amax(2) == 0  # hidden all the time | in every band
+    assert 1 < whole_bands.sum(1).float().mean() < 24 and whole_bands.sum(1).max() <= 24
+    assert 0.5 < whole_frames.sum(1).float().mean() < 3 and whole_frames.sum(1).max() <= 3
+
+
 # --- training --------------------------------------------------------------------------------------------------------
 
 def spelled(text: str, rng: np.random.Generator) -> Waveform:
@@ -259,7 +270,7 @@ def utterances() -> list[tuple[Waveform, str]]:
 
 def test_training_learns_to_read(utterances):
     budget = Budget(steps=80, batch=12, learning_rate=5e-3)
-    encoder, history = train_speech_encoder(SMALL, utterances, budget, seed=0, progress=False)
+    encoder, history = train_speech_encoder(SMALL, utterances, budget, seed=0, augment=False, progress=False)
     assert history.loss.iloc[-1] < 0.1 * history.loss.iloc[0]
     assert not encoder.training and transcribe(encoder, [wave for wave, _ in utterances]) == WORDS
     fresh = [spelled(text, np.random.default_rng(7)) for text in ("bade", "feed")]

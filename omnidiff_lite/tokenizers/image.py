@@ -7,6 +7,7 @@ would otherwise spend most of its time.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from omnidiff_lite.config import ConfigError, ImageTokenizerConfig
 from omnidiff_lite.tokenizers.image_layers import Decoder, Encoder, LookupFreeQuantizer
-from omnidiff_lite.weights import read_part_config, read_weights, save_part, strict_load
+from omnidiff_lite.weights import read_part_config, read_weights, save_part, strict_load, unfilled
 
 
 class ImageTokenizer(nn.Module):
@@ -67,16 +68,32 @@ class ImageTokenizer(nn.Module):
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, config: ImageTokenizerConfig | None = None) -> ImageTokenizer:
-        """The kit's own directory, or the released one, whose config.json names no sizes: they are the defaults,
-        or `config`. Raises `CheckpointError` where the weights do not fit."""
-        tokenizer = cls(read_part_config(ImageTokenizerConfig, directory) or config or ImageTokenizerConfig())
-        weights = {n: t for n, t in read_weights(directory).items() if not n.startswith("quantize.")}
+        """The kit's own directory, or the released one, whose config.json names no sizes: they are `config`, or read
+        off the weights. Raises `CheckpointError` where the weights do not fit."""
+        weights = read_weights(directory, without="quantize.")
+        tokenizer = unfilled(cls, read_part_config(ImageTokenizerConfig, directory) or config or _sizes(weights))
         strict_load(tokenizer, weights, directory, derivable=lambda name: name.startswith("quantize."))
         return tokenizer.eval()
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors, the latter as `dtype` where given."""
         save_part(self, self.config, directory, dtype)
+
+
+def _sizes(weights: dict[str, Tensor]) -> ImageTokenizerConfig:
+    """The configuration of a released checkpoint; group sizes leave no trace in the tensors and are the released 32."""
+    first, codes = weights.get("encoder.conv_in.weight"), weights.get("encoder.quant_conv.weight")
+    if first is None or codes is None:
+        return ImageTokenizerConfig()  # something else: loading it will name what is missing
+    channels, sizes = len(first), {}
+    for half, levels in (("encoder", "down"), ("decoder", "up")):
+        blocks: dict[int, list[int]] = {}  # level -> width of each of its blocks
+        for name, tensor in weights.items():
+            if found := re.fullmatch(rf"{half}\.{levels}\.(\d+)\.block\.\d+\.conv2\.weight", name):
+                blocks.setdefault(int(found[1]), []).append(len(tensor))
+        sizes[f"{half}_blocks"] = tuple(len(blocks[level]) for level in sorted(blocks))
+        sizes[f"{half}_multipliers"] = tuple(blocks[level][0] // channels for level in sorted(blocks))
+    return ImageTokenizerConfig(channels=channels, code_bits=len(codes), **sizes)
 
 
 def prepare(image: PIL.Image.Image, size: int) -> Tensor:

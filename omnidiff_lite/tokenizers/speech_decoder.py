@@ -20,7 +20,7 @@ from omnidiff_lite.tokenizers.flow import Flow
 from omnidiff_lite.tokenizers.mel import frame_count
 from omnidiff_lite.tokenizers.released_decoder import read_released_config
 from omnidiff_lite.tokenizers.vocoder import GriffinLim, HiFT
-from omnidiff_lite.weights import CheckpointError, read_part_config, read_weights, save_part, strict_load
+from omnidiff_lite.weights import CheckpointError, read_part_config, read_weights, save_part, strict_load, unfilled
 
 Ids = Sequence[int] | np.ndarray | Tensor
 
@@ -112,10 +112,10 @@ class SpeechDecoder(nn.Module):
         directory = Path(directory)
         own = read_part_config(SpeechDecoderConfig, directory)
         if own is not None:
-            decoder = cls(own)
+            decoder = unfilled(cls, own)
             strict_load(decoder, read_weights(directory), directory)
             return decoder.eval()
-        decoder = cls(read_released_config(directory) or config or SpeechDecoderConfig())
+        decoder = unfilled(cls, read_released_config(directory) or config or SpeechDecoderConfig())
         for part, name in ((decoder.flow, "flow.pt"), (decoder.vocoder, "hift.pt")):
             if not (directory / name).is_file():
                 raise CheckpointError(f"{directory}: no {name}; a released speech decoder is flow.pt and hift.pt, "

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from omnidiff_lite.config import SpeechEncoderConfig
 from omnidiff_lite.media import MediaError, Waveform
 from omnidiff_lite.tokenizers.speech_features import fbank, read_statistics, stack_frames
-from omnidiff_lite.weights import CheckpointError, read_part_config, read_weights, save_part, strict_load
+from omnidiff_lite.weights import CheckpointError, read_part_config, read_weights, save_part, strict_load, unfilled
 
 QUERIES = (0, 1, 2, 15)  # rows of `embed`: language "auto", event, emotion, no inverse text normalization
 QUERY_ROWS = 16
@@ -199,12 +199,12 @@ class SpeechEncoder(nn.Module):
         """
         directory = Path(directory)
         if own := read_part_config(SpeechEncoderConfig, directory):
-            part = cls(own)
+            part = unfilled(cls, own)
             strict_load(part, read_weights(directory), directory)
             return part.eval()
         inner = read_weights(directory, prefix=OMNI_PREFIX)
         state = {n.removeprefix(OMNI_PREFIX): t for n, t in inner.items()} or read_weights(directory)
-        part = cls(_released_config(directory, state))
+        part = unfilled(cls, _released_config(directory, state))
         strict_load(part, state, directory, derivable=lambda name: name == "cmvn")
         path = Path(cmvn or directory / "am.mvn")
         part.cmvn.copy_(read_statistics(path) if cmvn or path.exists() else torch.tensor(float("nan")))
@@ -212,16 +212,27 @@ class SpeechEncoder(nn.Module):
 
 
 def _released_config(directory: Path, state: dict[str, Tensor]) -> SpeechEncoderConfig:
-    """Sizes from FunASR's `config.yaml` where there is one, else the released ones; the vocabulary from the head."""
-    sizes: dict[str, Any] = {}
+    """Sizes from FunASR's `config.yaml` where there is one, else off the weights; heads leave no trace there: 4."""
+    sizes = _sizes(state)
     if (path := directory / "config.yaml").exists():
         tree = yaml.safe_load(path.read_text())
         names = {
             "encoder_conf": {"output_size": "dim", "attention_heads": "heads", "linear_units": "ffn",
                              "num_blocks": "blocks", "tp_blocks": "tp_blocks", "kernel_size": "kernel"},
             "frontend_conf": {"n_mels": "mels", "lfr_m": "stack", "lfr_n": "stride"}}
-        sizes = {own: tree[section][name] for section, table in names.items() for name, own in table.items()
-                 if name in tree.get(section, {})}
-    if "ctc.ctc_lo.bias" in state:
-        sizes["ctc_vocabulary"] = len(state["ctc.ctc_lo.bias"])
+        sizes |= {own: tree[section][name] for section, table in names.items() for name, own in table.items()
+                  if name in tree.get(section, {})}
     return SpeechEncoderConfig(**sizes)
+
+
+def _sizes(state: dict[str, Tensor]) -> dict[str, Any]:
+    """What the shapes tell. Of a file that lacks these tensors: nothing, and loading it will name what is missing."""
+    places = {"dim": ("encoder.after_norm.weight", 0), "ctc_vocabulary": ("ctc.ctc_lo.bias", 0),
+              "ffn": ("encoder.encoders0.0.feed_forward.w_1.weight", 0),
+              "kernel": ("encoder.encoders0.0.self_attn.fsmn_block.weight", 2)}
+    sizes: dict[str, Any] = {size: state[name].shape[axis] for size, (name, axis) in places.items() if name in state}
+    if "dim" in sizes:
+        layers = {name.rpartition(".norm1")[0] for name in state if name.endswith(".norm1.weight")}
+        sizes["tp_blocks"] = sum(layer.startswith("encoder.tp_encoders.") for layer in layers)
+        sizes["blocks"] = len(layers) - sizes["tp_blocks"]
+    return sizes

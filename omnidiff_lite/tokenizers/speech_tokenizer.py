@@ -16,7 +16,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer, si
 from omnidiff_lite.config import SpeechTokenizerConfig
 from omnidiff_lite.media import MediaError, Waveform
 from omnidiff_lite.tokenizers.speech_encoder import CtcHead
-from omnidiff_lite.weights import CheckpointError, read_part_config, read_weights, save_part, strict_load
+from omnidiff_lite.weights import CheckpointError, read_part_config, read_weights, save_part, strict_load, unfilled
 
 RATE = 16000
 HOP = 160  # samples per mel frame; the second convolution halves the rate to 50 Hz
@@ -169,7 +169,7 @@ class SpeechTokenizer(nn.Module):
         own = read_part_config(SpeechTokenizerConfig, directory)
         config = own or _released_config(Path(directory) / "config.json")
         state = read_weights(directory)
-        part = cls(config)
+        part = unfilled(cls, config)
         strict_load(part, state if own else _released(state, config.layers), directory)
         return part.eval()
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from omnidiff_lite.vocabulary import BASE_SPECIALS, DREAM_SPECIALS, OMNI_SPECIALS, Vocabulary, VocabularyError
 
@@ -69,9 +70,25 @@ def _check(vocabulary: Vocabulary, known: dict[str, int]) -> None:
 
 def load_text_tokenizer(directory: str | Path, speech_codes: int, image_codes: int
                         ) -> tuple[PreTrainedTokenizerBase, Vocabulary]:
-    """A tokenizer from a directory (or hub id), extended and checked."""
-    tokenizer = AutoTokenizer.from_pretrained(str(directory))
+    """A tokenizer from a directory (or hub id), extended and checked. Raises `VocabularyError` for another kind."""
+    tokenizer = read_tokenizer(directory)
     return tokenizer, extend(tokenizer, speech_codes, image_codes)
+
+
+def read_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
+    """A tokenizer as it is stored.
+
+    Dream's own class ("DreamTokenizer", code beside the checkpoint) is Qwen2's byte-level BPE with other special
+    tokens, which its tokenizer_config.json names: Qwen2's is read instead, so that nothing foreign is run.
+    """
+    config = Path(directory) / "tokenizer_config.json"
+    named = json.loads(config.read_text()).get("tokenizer_class", "") if config.exists() else ""
+    try:
+        return (Qwen2Tokenizer if named.startswith("Dream") else AutoTokenizer).from_pretrained(str(directory))
+    except Exception as error:  # transformers raises ValueError, OSError; tokenizers plain Exception
+        reason = str(error).strip().splitlines()[0]
+        raise VocabularyError(f"{directory}: no text tokenizer can be read there ({reason}); expected tokenizer.json, "
+                              "or vocab.json with merges.txt, and tokenizer_config.json") from error
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -12,18 +12,19 @@ from torch.nn import functional as F
 from omnidiff_lite.config import Budget, SpeechEncoderConfig
 from omnidiff_lite.media import Waveform
 from omnidiff_lite.tokenizers.speech_encoder import QUERIES, SpeechEncoder
-from omnidiff_lite.tokenizers.speech_features import statistics
+from omnidiff_lite.tokenizers.speech_features import RATE, SHIFT, statistics
 from omnidiff_lite.training.characters import check_alphabet, ctc_loss, target_symbols
 from omnidiff_lite.training.fit import fit
-from omnidiff_lite.training.utterances import draw, padded_length
+from omnidiff_lite.training.utterances import draw, padded_length, shown, vary_speed
 
 
 def train_speech_encoder(config: SpeechEncoderConfig, utterances: Sequence[tuple[Waveform, str]], budget: Budget,
-                         seed: int = 0, *, name: str = "speech encoder", precision: str = "no",
-                         progress: bool = True) -> tuple[SpeechEncoder, pd.DataFrame]:
+                         seed: int = 0, *, name: str = "speech encoder", augment: bool = True,
+                         precision: str = "no", progress: bool = True) -> tuple[SpeechEncoder, pd.DataFrame]:
     """Train an encoder from nothing on (recording, text) pairs; also sets its feature statistics.
 
-    Batches hold recordings of like length, padded to one of a few shapes. Returns the encoder in eval mode and one row
+    Batches hold recordings of like length, padded to one of a few shapes. `augment`: other speeds, and parts of the
+    features hidden (see `utterances`), against over-fitting to the voices. Returns the encoder in eval mode and one row
     a step: loss (nats per character). Raises `ValueError` where a text cannot be spelled in the CTC steps of its
     recording, or the alphabet does not fit.
     """
@@ -31,15 +32,19 @@ def train_speech_encoder(config: SpeechEncoderConfig, utterances: Sequence[tuple
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = SpeechEncoder(config)
-    features = _normalized(encoder, [wave for wave, _ in utterances])
+    waves, texts = zip(*utterances)
+    features = _normalized(encoder, vary_speed(waves, seed) if augment else waves)
     frames = [len(f) for f in features]
-    symbols = target_symbols([text for _, text in utterances], [n * config.ctc_steps for n in frames])
+    symbols = target_symbols(texts, [n * config.ctc_steps for n in frames])
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         chosen = draw(frames, budget.batch, step, seed)
         lengths = torch.tensor([frames[i] for i in chosen])
         length = padded_length(lengths.tolist(), max(frames))
         batch = torch.stack([F.pad(features[i], (0, 0, 0, length - frames[i])) for i in chosen])
+        if augment:
+            rate = RATE / SHIFT / config.stride
+            batch *= shown(len(chosen), length, config.mels, rate, step, seed).repeat(1, 1, config.stack)
         encoded = encoder(batch.to(encoder.device), lengths)[:, len(QUERIES):]
         return ctc_loss(encoder.log_probs(encoded), lengths * config.ctc_steps, [symbols[i] for i in chosen]), {}
 

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from omnidiff_lite.config import Budget, SpeechTokenizerConfig
 from omnidiff_lite.media import MediaError, Waveform
-from omnidiff_lite.tokenizers.speech_tokenizer import SpeechTokenizer, pad_features
+from omnidiff_lite.tokenizers.speech_tokenizer import HOP, RATE, SpeechTokenizer, pad_features
 from omnidiff_lite.training.characters import check_alphabet, ctc_loss, target_symbols
 from omnidiff_lite.training.fit import fit
-from omnidiff_lite.training.utterances import draw, padded_length
+from omnidiff_lite.training.utterances import draw, padded_length, shown, vary_speed
 
 CONTINUOUS = 0.3  # share of the steps in which the head reads the states themselves, before there is a codebook
 COMMITMENT = 0.25  # weight of the states' pull to their codes (van den Oord et al., 2017, beta)
@@ -69,28 +69,33 @@ class Codebook:
 
 
 def train_speech_tokenizer(config: SpeechTokenizerConfig, utterances: Sequence[tuple[Waveform, str]], budget: Budget,
-                           seed: int = 0, *, precision: str = "no",
+                           seed: int = 0, *, augment: bool = True, precision: str = "no",
                            progress: bool = True) -> tuple[SpeechTokenizer, pd.DataFrame]:
     """Train a tokenizer from nothing on (recording, text) pairs of up to 30 s; `config.ctc_vocabulary` must be set.
 
-    Returns it in eval mode and one row a step: loss, ctc (nats per character), commitment (see `Quantized`) and the
-    number of codes that the batch used; the last two are 0 until the codebook starts. Raises `ValueError` where a text
-    cannot be spelled in the CTC steps of its recording, or the alphabet does not fit.
+    `augment`: other speeds, and parts of the features hidden (see `utterances`), so that voices matter less. Returns it
+    in eval mode and one row a step: loss, ctc (nats per character), commitment (see `Quantized`) and the number of
+    codes that the batch used; the last two are 0 until the codebook starts. Raises `ValueError` where a text cannot be
+    spelled in the CTC steps of its recording, or the alphabet does not fit.
     """
     check_alphabet(config.ctc_vocabulary, "speech_tokenizer")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tokenizer = SpeechTokenizer(config)
     codebook = Codebook(tokenizer.codebook, seed)
-    features, masks = zip(*(_chunk(tokenizer, wave) for wave, _ in utterances))
+    waves, texts = zip(*utterances)
+    features, masks = zip(*(_chunk(tokenizer, wave) for wave in (vary_speed(waves, seed) if augment else waves)))
     steps = torch.tensor([len(mask) // (2 * config.pooling) * config.ctc_steps for mask in masks])
-    symbols = target_symbols([text for _, text in utterances], steps.tolist())
+    symbols = target_symbols(texts, steps.tolist())
     mels = [len(mask) for mask in masks]
 
     def batch(step: int) -> tuple[list[int], tuple[Tensor, Tensor]]:
         chosen = draw(mels, budget.batch, step, seed)
         length = padded_length([mels[i] for i in chosen], max(mels), 2 * config.pooling)
-        return chosen, pad_features([features[i] for i in chosen], [masks[i] for i in chosen], length)
+        inputs, mask = pad_features([features[i] for i in chosen], [masks[i] for i in chosen], length)
+        if augment:
+            inputs *= shown(len(chosen), length, config.mels, RATE / HOP, step, seed).mT
+        return chosen, (inputs, mask)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         start = int(CONTINUOUS * budget.steps)
@@ -115,7 +120,7 @@ def _chunk(tokenizer: SpeechTokenizer, wave: Waveform) -> tuple[Tensor, Tensor]:
     chunks = tokenizer.features(wave)
     if len(chunks) > 1:
         raise MediaError(f"a training recording is {wave.seconds:.1f} s long; cut it to one chunk of "
-                         f"{tokenizer.samples_per_chunk / 16000:g} s")
+                         f"{tokenizer.samples_per_chunk / RATE:g} s")
     return chunks[0]
 
 

@@ -1,13 +1,20 @@
-"""Batches of recordings of unlike length: which, and how long."""
+"""Recordings to train on: which make up a batch, how long it is, and how they are varied against over-fitting."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from torch import Tensor
+
+from omnidiff_lite.media import Waveform
 
 WINDOW = 8  # batches whose items are sorted by length together
 SHAPES = 8  # how many padded lengths a run has, at most
+SPEED = 0.12  # a recording is played faster or slower by up to this share
+BANDS, BAND = 2, 0.15  # how many bands of mel bins are hidden, each up to this share of all
+STRETCH = 0.2  # seconds hidden, at most
 
 
 def draw(lengths: Sequence[int], batch: int, step: int, seed: int) -> list[int]:
@@ -32,5 +39,34 @@ def padded_length(lengths: Sequence[int], longest: int, unit: int = 1) -> int:
     return min(longest, grain * -(-max(lengths) // grain))
 
 
+def vary_speed(waveforms: Sequence[Waveform], seed: int) -> list[Waveform]:
+    """Every recording at another speed, and so another pitch and timbre: more voices than were recorded.
+
+    Ko et al., 2015. The samples stay; only the rate that they are said to have changes.
+    """
+    factors = np.random.default_rng(seed).uniform(1 - SPEED, 1 + SPEED, len(waveforms))
+    return [Waveform(wave.samples, round(wave.rate * factor)) for wave, factor in zip(waveforms, factors)]
+
+
+def shown(batch: int, time: int, mels: int, rate: float, step: int, seed: int) -> Tensor:
+    """SpecAugment (Park et al., 2019): which of the features [batch, time, mels] stay, 1.0 or 0.0.
+
+    Bands of mel bins and one stretch of time of every item are hidden; `rate` is in frames a second.
+    """
+    generator = _generator(seed, 2, step)
+    keep = ~_spans(batch, time, round(STRETCH * rate), generator)[:, :, None]
+    for _ in range(BANDS):
+        keep = keep & ~_spans(batch, mels, round(BAND * mels), generator)[:, None]
+    return keep.float()
+
+
+def _spans(batch: int, length: int, longest: int, generator: torch.Generator) -> Tensor:
+    """One random span of 0 to `longest` places in each row, bool [batch, length]."""
+    size = torch.rand(batch, 1, generator=generator) * (longest + 1)
+    start = torch.rand(batch, 1, generator=generator) * (length - size.floor()).clamp_min(0)
+    place = torch.arange(length)
+    return (place >= start.floor()) & (place < start.floor() + size.floor())
+
+
 def _generator(seed: int, stream: int, number: int) -> torch.Generator:
-    return torch.Generator().manual_seed((2 * seed + stream) * 1_000_003 + number)
+    return torch.Generator().manual_seed((3 * seed + stream) * 1_000_003 + number)
