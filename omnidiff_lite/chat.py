@@ -23,16 +23,18 @@ IGNORE = -100  # label of what is not predicted
 IMAGE, AUDIO = "<|image|>", "<|audio|>"
 ROLES = ("system", "user", "assistant")
 
+# The eight that the released training draws from (trainer_v4_51_3.py, get_t2i_prompt); inference uses the first.
 T2I_PROMPTS = (
     "Generate an image based on the provided text description.",
-    "Create a picture that matches the following text.",
-    "Please draw the scene described below.",
-    "Produce an image from this description.",
-    "Turn the following text into a picture.",
-    "Make an image that shows what the text says.",
-    "Paint a picture of the description.",
-    "Visualize the text below as an image.",
+    "Produce an image that matches the details in the given text.",
+    "Generate a picture that aligns with the provided text.",
+    "Create an artwork from the given text prompt.",
+    "Translate the given description into an image.",
+    "Produce a high-quality image from the provided description.",
+    "Synthesize an image that matches the provided text description.",
+    "Generate a picture that captures the essence of the text.",
 )
+# The kit's own: the paper names no prompt for captioning but figure 1's, which the first one corrects.
 CAPTION_PROMPTS = (
     "Describe the image in detail.",
     "What does the image show?",

@@ -50,8 +50,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _known_errors() -> tuple[type[Exception], ...]:
     from omnidiff_lite.reproduce import RoadError
+    from omnidiff_lite.training.step import TrainingError
+    from omnidiff_lite.world.voices import VoiceError
 
-    return (ValueError, FileNotFoundError, RoadError)  # every error class of the kit is one of these
+    return (ValueError, OSError, RoadError, TrainingError, VoiceError)  # each of the kit's own is one of these
 
 
 def _preset(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +96,9 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", type=Path, help="a picture of any size and mode")
     parser.add_argument("--to", default="text", help="text, speech, image, or several: text,speech (default text)")
     parser.add_argument("--task", help="name the task instead of inferring it from inputs and outputs")
-    parser.add_argument("--checkpoint", type=Path, help="a system's directory (default: the newest under results/)")
+    parser.add_argument("--checkpoint", help="a system: directory, system.yaml or hub id (default: under results/)")
+    parser.add_argument("--dtype", default="float32", help="of the denoiser: float32, bfloat16 or auto (as stored)")
+    parser.add_argument("--style", choices=("paper", "released"), help="of decoding (default: the system's own)")
     parser.add_argument("--steps", type=int, help="decoding steps (default: the task's own)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("answer"), help="folder to write into (default answer/)")
@@ -113,12 +117,38 @@ def _generate(options: argparse.Namespace) -> None:
         raise ValueError("no input: give --text, --speech or --image")
     for part in inputs[bool(options.text is not None):]:
         part.load()  # a bad file is told before the model is loaded
-    model = OmniDiffusion.from_pretrained(options.checkpoint or default_checkpoint())
-    decoding = {"steps": options.steps} if options.steps else None
+    model = OmniDiffusion.from_pretrained(options.checkpoint or default_checkpoint(), dtype=options.dtype)
+    decoding = {key: value for key in ("steps", "style") if (value := getattr(options, key))}
     answer = model.generate(inputs, to=options.to.split(","), task=options.task, decoding=decoding, seed=options.seed)
     for line in answer.save(options.out):
         print(line)
-    print(model.world_note)
+    print(model.world_note or "done")
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", nargs="?", help="the released files of one part: a directory or hub id")
+    parser.add_argument("--part", help="which part: denoiser, text_tokenizer, image_tokenizer, speech_encoder, "
+                        "speech_tokenizer or speech_decoder")
+    parser.add_argument("--system", help="all parts at once: a system.yaml, or a directory with them side by side")
+    parser.add_argument("--dtype", help="of the written weights: float32, bfloat16 or float16 (default: the denoiser's "
+                        "as stored, the others' float32)")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+
+
+@command("convert", "Write released files (.pt, .bin, safetensors) in the kit's layout.",
+         "omnidiff convert glm-4-voice-decoder/ --part speech_decoder --out system/speech_decoder")
+@arguments(_convert_arguments)
+def _convert(options: argparse.Namespace) -> None:
+    if (options.source is None) == (options.system is None) or (options.source is None) != (options.part is None):
+        raise ValueError("give either a source with --part, or --system")
+    from omnidiff_lite.pipeline.convert import convert_part, convert_system
+    from omnidiff_lite.pipeline.loading import dtype_of
+
+    dtype = dtype_of(options.dtype) if options.dtype else None
+    if options.system is not None:
+        print(convert_system(options.system, options.out, dtype))
+    else:
+        print(convert_part(options.part, options.source, options.out, dtype))
 
 
 # --- the parts of a run ---------------------------------------------------------------------------------------------
@@ -179,6 +209,9 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     _preset(parser)
     parser.add_argument("--stage", type=int, required=True, choices=(1, 2, 3))
     parser.add_argument("--data", type=Path, nargs="+", help="files of omnidiff tokenize, in place of the world's")
+    parser.add_argument("--init", type=Path, help="denoiser to start from (default: the stage before, as notebooks left it)")
+    parser.add_argument("--out", type=Path, help="folder to train in (default: one for each configuration)")
+    parser.add_argument("--fresh", action="store_true", help="do not resume what the folder holds")
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -188,16 +221,20 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 def _train(options: argparse.Namespace) -> None:
     from omnidiff_lite.artifacts import Artifacts
     from omnidiff_lite.data.encode import by_task
+    from omnidiff_lite.provenance import config_hash
     from omnidiff_lite.training.stages import run_stage
 
     preset = _load(options)
     artifacts = Artifacts.of(preset.name)
     before = ("", "03_stage1_vision_language", "04_stage2_speech_vision_language")[options.stage - 1]
-    init = artifacts.require(artifacts.stage(options.stage - 1) / "denoiser", before) if options.stage > 1 else None
+    init = options.init
+    if init is None and options.stage > 1:
+        init = artifacts.require(artifacts.stage(options.stage - 1) / "denoiser", before)
+    out = options.out or artifacts.work / "train" / f"stage{options.stage}-{config_hash(preset)}"
     data = by_task(options.data) if options.data else None
-    _, history = run_stage(preset, options.stage, _tokenizers(preset), init, artifacts.stage(options.stage),
-                           artifacts.cache, options.seed, datasets=data)
-    print(f"stage {options.stage}: last loss {history['loss'].iloc[-1]:.3f}; {artifacts.stage(options.stage)}")
+    _, history = run_stage(preset, options.stage, _tokenizers(preset), init, out, artifacts.cache, options.seed,
+                           datasets=data, resume=not options.fresh)
+    print(f"stage {options.stage}: last loss {history['loss'].iloc[-1]:.3f}; {out}")
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -239,7 +276,29 @@ TABLES = {"1": "07_table1_speech", "2": "08_table2_vision", "3": "09_table3_samp
 @arguments(_table_arguments)
 def _table(options: argparse.Namespace) -> None:
     from omnidiff_lite.artifacts import Artifacts
+    from omnidiff_lite.config import load_preset
 
     notebook = TABLES[options.table]
-    artifacts = Artifacts.of(options.preset)
+    artifacts = Artifacts.of(load_preset(options.preset).name)
     print(artifacts.require(artifacts.tables / f"{notebook[3:]}.md", notebook).read_text(), end="")
+
+
+# --- plan -----------------------------------------------------------------------------------------------------------
+
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    _preset(parser)
+    parser.add_argument("--gpus", type=int, default=8, help="how many, all alike (default 8)")
+    parser.add_argument("--gpu-memory", type=float, default=80, help="GiB of each (default 80)")
+    parser.add_argument("--gpu-tflops", type=float, default=990, help="bfloat16 peak of each (default 990, an H100)")
+    parser.add_argument("--mfu", type=float, default=0.4, help="model FLOPs utilisation, 0..1 (default 0.4)")
+    parser.add_argument("--assumptions", action="store_true", help="list what the paper leaves open and is assumed")
+
+
+@command("plan", "What training a preset takes: memory of a GPU, FLOPs, days and disk.",
+         "omnidiff plan --preset full --gpus 8 --gpu-memory 80")
+@arguments(_plan_arguments)
+def _plan(options: argparse.Namespace) -> None:
+    from omnidiff_lite.plan import make_plan
+
+    plan = make_plan(_load(options), options.gpus, options.gpu_memory, options.mfu, options.gpu_tflops)
+    print(plan.report(options.assumptions))

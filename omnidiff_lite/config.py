@@ -185,7 +185,7 @@ class StageConfig:
     rows: int = 128  # packed rows a step
     learning_rate: float = 1e-4
     warmup: float = 0.03
-    mix: dict[str, float] = field(default_factory=dict)  # task -> share of the samples
+    mix: dict[Task, float] = field(default_factory=dict)  # task -> share of the samples
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class TrainingConfig:
     recompute: bool = False  # activations anew in the backward pass, to save memory
     micro_rows: int = 0  # rows a forward pass, to save memory; 0 = all of a process at once
     checkpoint_every: int = 600
-    samples: dict[str, int] = field(default_factory=dict)  # task -> training samples
+    samples: dict[Task, int] = field(default_factory=dict)  # task -> training samples
     stage1: StageConfig = StageConfig()
     stage2: StageConfig = StageConfig()
     stage3: StageConfig = StageConfig(learning_rate=1e-5)
@@ -261,7 +261,7 @@ class Preset:
     training: TrainingConfig = TrainingConfig()
     judges: JudgeConfig = JudgeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    decoding: dict[str, dict[str, Any]] = field(default_factory=dict)  # task -> DecodingConfig fields
+    decoding: dict[Task, dict[str, Any]] = field(default_factory=dict)  # task -> DecodingConfig fields
 
 
 def preset_names() -> list[str]:
@@ -279,7 +279,12 @@ def load_preset(name: str | Path, overrides: dict[str, Any] | None = None) -> Pr
         path = Path(name)
     if path.suffix not in (".yaml", ".yml") or not path.exists():
         raise ConfigError(f"no preset {str(name)!r}: choose one of {', '.join(preset_names())}, or give a .yaml file")
-    tree = yaml.safe_load(path.read_text()) or {}
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: holds a {type(tree).__name__}; a preset is a mapping of sections")
     tree.setdefault("name", path.stem)
     for key, value in (overrides or {}).items():
         *parents, leaf = key.split(".")

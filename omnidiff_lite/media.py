@@ -116,6 +116,8 @@ def load_image(source: str | Path | PIL.Image.Image | np.ndarray) -> PIL.Image.I
         image.load()
     except FileNotFoundError:
         raise MediaError(f"{name}: no such picture; check the path") from None
+    except PIL.Image.DecompressionBombError:
+        raise MediaError(f"{name}: has too many pixels (over {2 * PIL.Image.MAX_IMAGE_PIXELS:,}); make it smaller") from None
     except (PIL.UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError) as error:
         raise MediaError(f"{name}: not a readable picture ({error}); save it again as PNG or JPEG") from None
     image = PIL.ImageOps.exif_transpose(image)

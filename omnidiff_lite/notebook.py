@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import re
 import time
@@ -56,7 +57,10 @@ def parse_overrides(text: str) -> dict[str, Any]:
         key, sign, value = re.match("([^=:]*)([=:]?)(.*)", item).groups()
         if not sign or not key:
             raise ParameterError(f"override {item!r}: write key=value, as in training.gamma=0.3")
-        pairs[key] = yaml.safe_load(value)
+        try:
+            pairs[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ParameterError(f"override {item!r}: {value!r} is no value; write key=value") from None
     return pairs
 
 
@@ -72,9 +76,12 @@ class Run:
     def provenance(self, **extra: Any) -> dict[str, Any]:
         return provenance(self.preset, self.seed, self.started, **extra)
 
-    def finish(self, records: list[Record] | None = None, name: str = "") -> None:
-        """Write the records with their provenance to `metrics/<name>.json`, and print the footer."""
-        record = self.provenance()
+    def finish(self, records: list[Record] | None = None, name: str = "", **extra: Any) -> None:
+        """Write the records with their provenance to `metrics/<name>.json`, and print the footer.
+
+        `extra`: goes into the provenance; `checkpoint`, say, how the model under test came about.
+        """
+        record = self.provenance(**extra)
         if records:
             path = write_records(self.artifacts.metrics / f"{name}.json", with_provenance(records, record))
             print(f"{len(records)} records: {path.relative_to(self.artifacts.root)}")
@@ -87,18 +94,28 @@ def begin(namespace: dict[str, Any]) -> Run:
     The notebook's declared parameters are the annotated names of its parameters cell; anything else that is already
     defined was injected. Raises `ParameterError` or `ConfigError`.
     """
-    declared = {name: _plain_type(hint) for name, hint in namespace.get("__annotations__", {}).items()}
+    declared = {name: _plain_type(hint) for name, hint in _annotations(namespace).items()}
     given = {name: value for name, value in namespace.items()
              if not name.startswith("_") and isinstance(value, (str, int, float, list, dict, type(None)))
              and name not in _SHELL}
     if any(isinstance(value, Run) for value in namespace.values()):  # run again by hand: the later cells' names are there
         given = {name: value for name, value in given.items() if name in declared}
     check_parameters(declared, given)
+    namespace.update({name: float(given[name]) for name, kind in declared.items() if kind is float and name in given})
     preset = load_preset(given.get("preset", "smoke"), parse_overrides(given.get("overrides", "")))
     run = Run(preset, given.get("seed", 0), Artifacts.of(preset.name))
     write_json(run.artifacts.dir / "config.json", to_dict(preset))
     _prepare(run.seed)
     return run
+
+
+def _annotations(namespace: dict[str, Any]) -> dict[str, Any]:
+    """Annotated names: Python up to 3.13 keeps them; later ones are asked the cells that ran."""
+    kept = namespace.get("__annotations__")
+    if kept:
+        return kept
+    cells = [node for cell in namespace.get("In", []) for node in ast.parse(cell).body]
+    return {n.target.id: ast.unparse(n.annotation) for n in cells if isinstance(n, ast.AnnAssign)}
 
 
 def _plain_type(hint: Any) -> type:

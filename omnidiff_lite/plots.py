@@ -13,6 +13,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
+    from omnidiff_lite.pipeline import Answer
     from omnidiff_lite.vocabulary import Vocabulary
 
 STYLE = {"figure.dpi": 96, "savefig.dpi": 120, "figure.constrained_layout.use": True, "font.size": 9,
@@ -77,13 +78,24 @@ def canvas_history(history: Sequence[Sequence[int]], vocabulary: Vocabulary, tit
     return figure
 
 
-def decoding_order(decided: np.ndarray, shape: tuple[int, int], title: str = "") -> Figure:
-    """At which step each image token [h * w] was decided, as a map [h, w]."""
-    figure, axis = plt.subplots(figsize=(2.8, 2.4))
-    drawn = axis.imshow(np.asarray(decided).reshape(shape), cmap="viridis")
-    axis.grid(False)
-    axis.set(title=title, xticks=[], yticks=[])
-    figure.colorbar(drawn, ax=axis, label="step")
+def decided_at(answer: Answer, vocabulary: Vocabulary) -> np.ndarray:
+    """At which step each image token of an answer was decided, as a map [h, w]; -1: never, or there from the start."""
+    when = np.full(len(answer.ids), -1)
+    for number, step in enumerate(answer.trace):
+        when[step.decided] = number
+    drawn = when[[vocabulary.modality(token) == "image" for token in answer.ids]]
+    return drawn.reshape(int(len(drawn) ** 0.5), -1)
+
+
+def decoding_orders(maps: dict[str, np.ndarray]) -> Figure:
+    """Maps of `decided_at` side by side, by name; one scale for all."""
+    figure, axes = plt.subplots(1, len(maps), figsize=(2.3 * len(maps) + 0.6, 2.5), squeeze=False)
+    last = max(steps.max() for steps in maps.values())
+    for axis, (name, steps) in zip(axes[0], maps.items()):
+        shown = axis.imshow(steps, cmap="viridis", vmin=0, vmax=last)
+        axis.set(title=name, xticks=[], yticks=[])
+        axis.grid(False)
+    figure.colorbar(shown, ax=axes, label="step")
     return figure
 
 

@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from omnidiff_lite.config import Preset, to_dict
 
+PACKAGE = Path(__file__).parent
 LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "jiwer", "papermill", "espeakng-loader")
 
 
@@ -30,13 +32,21 @@ def config_hash(preset: Preset) -> str:
     return hashlib.sha256(json.dumps(to_dict(preset), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def source_hash(package: Path = Path(__file__).parent) -> str:
-    """Hash of the package's own source: which code ran, whatever git says."""
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*")):
-        if path.suffix in (".py", ".yaml", ".json") and "__pycache__" not in path.parts:
-            digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
+def hash_files(paths: Iterable[Path], root: Path = PACKAGE) -> str:
+    """Hash of files: their bytes and their names from `root` on, whatever the order of `paths`."""
+    total = hashlib.sha256()
+    for path in sorted(paths):
+        with path.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").digest()
+        total.update(path.relative_to(root).as_posix().encode() + b"\0" + content)
+    return total.hexdigest()[:16]
+
+
+def source_hash(*patterns: str) -> str:
+    """Hash of the package's own source, or of the files of it that `patterns` match: which code ran, whatever git
+    says."""
+    found = {path for pattern in patterns or ("**/*.py", "**/*.yaml", "**/*.json") for path in PACKAGE.glob(pattern)}
+    return hash_files(found)
 
 
 def code_version() -> str:

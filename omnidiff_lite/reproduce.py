@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterator
@@ -34,11 +35,13 @@ class RoadError(RuntimeError):
 
 @dataclass(frozen=True)
 class Step:
-    """A notebook, and the files under `results/<preset>/` that it reads and writes (folders count whole)."""
+    """A notebook, what it reads and makes under `results/<preset>/` (folders count whole), and files of the clone that
+    it reads. Its tables, figures, samples and metrics are found when it ends."""
 
     name: str
     needs: tuple[str, ...] = ()
     makes: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
 
 
 CHECKPOINT = "checkpoint"
@@ -46,17 +49,17 @@ JUDGES = "work/judges"
 ROAD = (
     Step("01_tokenization"),
     Step("02_training_the_tokenizers", makes=("work/tokenizers", JUDGES)),
-    Step("03_stage1_vision_language", ("work/tokenizers",), ("work/stage1/denoiser",)),
-    Step("04_stage2_speech_vision_language", ("work/tokenizers", "work/stage1/denoiser"), ("work/stage2/denoiser",)),
-    Step("05_stage3_speech_driven_visual_interaction", ("work/tokenizers", "work/stage2/denoiser"),
-         ("work/stage3/denoiser", CHECKPOINT)),
+    Step("03_stage1_vision_language", ("work/tokenizers",), ("work/stage1",)),
+    Step("04_stage2_speech_vision_language", ("work/tokenizers", "work/stage1"), ("work/stage2",)),
+    Step("05_stage3_speech_driven_visual_interaction", ("work/tokenizers", "work/stage1", "work/stage2"),
+         ("work/stage3", CHECKPOINT)),
     Step("06_inference_tricks", (CHECKPOINT, JUDGES)),
-    Step("07_table1_speech", (CHECKPOINT, JUDGES), ("metrics/table1_speech.json",)),
-    Step("08_table2_vision", (CHECKPOINT, JUDGES), ("metrics/table2_vision.json",)),
-    Step("09_table3_sampling", (CHECKPOINT, JUDGES), ("metrics/table3_sampling.json",)),
+    Step("07_table1_speech", (CHECKPOINT, JUDGES)),
+    Step("08_table2_vision", (CHECKPOINT, JUDGES)),
+    Step("09_table3_sampling", (CHECKPOINT, JUDGES)),
     Step("10_figures", (CHECKPOINT,)),
-    Step("11_ablations", (CHECKPOINT, "work/tokenizers", JUDGES)),
-    Step("12_full_scale"),
+    Step("11_ablations", ("work/tokenizers",)),
+    Step("12_full_scale", reads=("tests/golden", "omnidiff_lite/presets/full.yaml")),
     Step("00_quickstart", (CHECKPOINT,)),  # first to read; runs last here, because it shows what the others made
 )
 
@@ -75,7 +78,7 @@ def reproduce(preset_name: str, seed: int = 0, only: list[str] | None = None, fo
     for number, step in enumerate(chosen(only), 1):
         rows.append(_run_step(step, preset, seed, artifacts, folder, force, f"{number:>2}/{len(chosen(only))}"))
         if publish:
-            _publish(artifacts.notebooks / f"{step.name}.ipynb", folder / f"{step.name}.ipynb")
+            _copy(artifacts.notebooks / f"{step.name}.ipynb", folder / f"{step.name}.ipynb", injected=False)
     write_json(artifacts.dir / "road.json", _all_rows(artifacts))
     from omnidiff_lite.report import write_report
 
@@ -107,8 +110,11 @@ def _run_step(step: Step, preset: Preset, seed: int, artifacts: Artifacts, folde
         print(f"{label} {step.name}: up to date")
         return stamp
     print(f"{label} {step.name}: {reason}", flush=True)
+    for made in step.makes if force else ():  # or a finished training would only be loaded
+        shutil.rmtree(artifacts.dir / made, ignore_errors=True)
+    started = time.time()
     row = _execute(step, source, preset, seed, artifacts, label)
-    row |= {"key": key, "outputs": {made: digest(artifacts.dir / made) for made in _outputs(step)}}
+    row |= {"key": key, "outputs": {made: digest(artifacts.dir / made) for made in _outputs(step, artifacts, started)}}
     write_json(_stamp_path(artifacts, step), row)
     return row
 
@@ -120,9 +126,8 @@ def _execute(step: Step, source: Path, preset: Preset, seed: int, artifacts: Art
     given = {"preset": preset.name, "seed": seed}
     check_parameters(declared_parameters(source), given)
     partial, final = (artifacts.notebooks / f"{step.name}{suffix}.ipynb" for suffix in (".partial", ""))
-    os.environ["OMNIDIFF_RESULTS"] = str(artifacts.root.resolve())
     started = time.time()
-    with PeakMemory() as memory:
+    with PeakMemory() as memory, _results_in(artifacts.root):
         try:
             papermill.execute_notebook(
                 str(source), str(partial), parameters=given, cwd=str(CLONE), kernel_name="python3",
@@ -135,9 +140,23 @@ def _execute(step: Step, source: Path, preset: Preset, seed: int, artifacts: Art
         except Exception as error:  # a kernel that died or timed out: papermill marks such a notebook as completed
             raise RoadError(f"{step.name}: the kernel stopped ({type(error).__name__}: {error}); out of memory?\n"
                             f"partial notebook: {_short(partial)}\nrun the same command to resume there") from None
-    os.replace(partial, final)
+    _copy(partial, final, injected=True)
+    partial.unlink()
     return {"notebook": step.name, "minutes": round((time.time() - started) / 60, 2),
             "peak_gib": round(memory.peak / 2**30, 2)}
+
+
+@contextmanager
+def _results_in(root: Path) -> Iterator[None]:
+    """Kernels started inside file their results under `root`."""
+    before = os.environ.get("OMNIDIFF_RESULTS")
+    os.environ["OMNIDIFF_RESULTS"] = str(root.resolve())
+    try:
+        yield
+    finally:
+        del os.environ["OMNIDIFF_RESULTS"]
+        if before is not None:
+            os.environ["OMNIDIFF_RESULTS"] = before
 
 
 class PeakMemory:
@@ -186,7 +205,8 @@ def step_key(step: Step, source: Path, preset: Preset, seed: int, artifacts: Art
     cells = [c.source for c in nbformat.read(source, as_version=4).cells if c.cell_type == "code"]
     parts = {"cells": cells, "preset": to_dict(preset), "seed": seed,
              "code": {p.relative_to(PACKAGE).as_posix(): digest(p) for p in sorted(code_used("\n".join(cells)))},
-             "inputs": {need: digest(artifacts.dir / need) for need in step.needs}}
+             "inputs": {need: digest(artifacts.dir / need) for need in step.needs},
+             "reads": {name: digest(CLONE / name) for name in step.reads}}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -204,8 +224,11 @@ def _stale(step: Step, stamp: dict[str, Any] | None, key: str, artifacts: Artifa
     return None
 
 
-def _outputs(step: Step) -> tuple[str, ...]:
-    return (*step.makes, f"notebooks/{step.name}.ipynb")
+def _outputs(step: Step, artifacts: Artifacts, started: float) -> tuple[str, ...]:
+    """What a step has made: its folders, its executed notebook, and the shown files written since it `started`."""
+    shown = [p for folder in (artifacts.metrics, artifacts.tables, artifacts.figures, artifacts.samples)
+             for p in folder.rglob("*") if p.is_file() and p.stat().st_mtime >= started]
+    return (*step.makes, f"notebooks/{step.name}.ipynb", *(p.relative_to(artifacts.dir).as_posix() for p in shown))
 
 
 def _maker(need: str) -> str:
@@ -225,7 +248,7 @@ def digest(path: Path) -> str:
 
 
 def code_used(source: str) -> set[Path]:
-    """Files of the package that `source` imports, directly or through other files of the package."""
+    """Files of the package that `source` imports, directly or through others, and the data beside them."""
     found: set[Path] = set()
     waiting = list(_imports(source))
     while waiting:
@@ -233,7 +256,7 @@ def code_used(source: str) -> set[Path]:
         if path not in found:
             found.add(path)
             waiting += _imports(path.read_text())
-    return found
+    return found | {data for path in found for data in path.parent.glob("*.json")}
 
 
 def _imports(source: str) -> Iterator[Path]:
@@ -274,10 +297,11 @@ def _all_rows(artifacts: Artifacts) -> list[dict[str, Any]]:
     return [{k: s[k] for k in ("notebook", "minutes", "peak_gib")} for s in stamps if s]
 
 
-def _publish(executed: Path, target: Path) -> None:
-    """The executed notebook without the injected cell and papermill's machine-bound metadata."""
+def _copy(executed: Path, target: Path, injected: bool) -> None:
+    """An executed notebook without the paths and times of this machine in its metadata; with or without the cell that
+    papermill put in."""
     notebook = nbformat.read(executed, as_version=4)
-    notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    notebook.cells = [c for c in notebook.cells if injected or "injected-parameters" not in c.metadata.get("tags", [])]
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)

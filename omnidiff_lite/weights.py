@@ -78,7 +78,7 @@ def _read_file(path: Path, prefix: str, without: str | None, dtype: torch.dtype 
     except FileNotFoundError:
         raise CheckpointError(f"{path}: named by the index but missing; fetch it again") from None
     except Exception as error:
-        raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {error}); "
+        raise CheckpointError(f"{path}: cannot be loaded ({type(error).__name__}: {error}); "
                               "it may be half-written, fetch or write it again") from None
 
 

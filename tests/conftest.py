@@ -12,7 +12,8 @@ from omnidiff_lite.config import load_preset
 def tiny_preset():
     """`smoke`, shrunk."""
     return load_preset("smoke", {
-        "image_tokenizer.channels": 8, "image_tokenizer.code_bits": 5, "speech_encoder.dim": 32,
+        "image_tokenizer.channels": 8, "image_tokenizer.norm_groups": 4, "image_tokenizer.patch_size": 8,
+        "image_tokenizer.code_bits": 5, "speech_encoder.dim": 32,
         "speech_encoder.ffn": 32, "speech_encoder.blocks": 1, "speech_tokenizer.dim": 32, "speech_tokenizer.ffn": 32,
         "speech_tokenizer.layers": 1, "speech_tokenizer.codes": 32, "speech_decoder.codes": 32,
         "speech_decoder.flow.dim": 32, "speech_decoder.flow.channels": [32, 32], "speech_decoder.vocoder.iterations": 2,

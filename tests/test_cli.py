@@ -49,7 +49,8 @@ def test_a_users_own_folder_is_tokenized_and_trained_on(results, tmp_path, capsy
     files = [str(tmp_path / f"{task}.safetensors") for task in ("captioning", "asr")]
     assert main(["train", "--preset", str(results), "--stage", "1", "--data", *files, *change]) == 0
     assert "last loss" in capsys.readouterr().out
-    assert (Artifacts.of("tiny").stage(1) / "denoiser" / "model.safetensors").exists()
+    assert list((Artifacts.of("tiny").work / "train").glob("stage1-*/denoiser/model.safetensors"))
+    assert main(["train", "--preset", str(results), "--stage", "1", "--data", *files, *change]) == 0, "it resumes"
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -58,6 +59,8 @@ def test_a_users_own_folder_is_tokenized_and_trained_on(results, tmp_path, capsy
     (["train", "--stage", "1"], "run notebook 02"),
     (["train", "--stage", "1", "--set", "training.gama=1"], "did you mean 'gamma'"),
     (["table", "1"], "07_table1_speech"),
+    (["table", "1", "--preset", "nonsense"], "no preset 'nonsense'"),
+    (["train", "--stage", "1", "--set", "training.gamma=["], "is no value"),
     (["evaluate", "asr"], "run notebook 05"),
     (["generate"], "no input"),
     (["generate", "--text", "hi"], "make reproduce"),

@@ -79,6 +79,17 @@ def test_a_sample_that_fails_is_named(parts, folder):
         encode_samples([Sample([{"role": "poet", "content": "a"}])], parts, SIZES, folder)
 
 
+def test_pictures_and_sounds_need_no_suffix(parts, folder):
+    """Which of the two a file is follows from where the sample holds it."""
+    for name in ("red10.png", "sound3.wav"):
+        (folder / name).rename(folder / name.partition(".")[0])
+    sample = svqa()
+    bare = Sample(sample.messages, ["red10"], ["sound3", "sound5.wav"], "svqa")
+    assert parts.vocabulary.codes_of_image(encode_samples([bare], parts, SIZES, folder)[0].ids) == [10] * 16
+    with pytest.raises(EncodingError, match="sample 0: .*sound3.*not a readable picture"):
+        encode_samples([Sample(sample.messages, ["sound3"], bare.audios, "svqa")], parts, SIZES, folder)
+
+
 def test_encoded_samples_come_back_from_disk_as_they_were(parts, folder):
     text_only = Sample(build_messages("text_qa", "a", "red"), task="text_qa")
     encoded = encode_samples([svqa(), text_only], parts, SIZES, folder)

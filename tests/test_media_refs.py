@@ -15,6 +15,7 @@ from omnidiff_lite.world.dataset import pictures, utterances
 CONFIG = WorldConfig(image_size=64, max_objects=2, grid=2, train_voices=8)
 REFS = [item.ref for pair in zip(pictures("train", 40, 0, CONFIG, charts=0.3), utterances("train", 40, 0, CONFIG))
         for item in pair]
+RGB = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 
 
 def same(one, other):
@@ -36,10 +37,21 @@ def test_recipes_are_drawn_at_the_size_asked_for():
 def test_paths_begin_at_the_root(tmp_path, drawn):
     drawn[0].save(tmp_path / "a.png")
     drawn[1].save(tmp_path / "b.wav")
-    picture, sound, recipe = load_many(["a.png", "b.wav", REFS[0]], tmp_path, size=64)
+    picture, recipe = load_many(["a.png", REFS[0]], tmp_path, size=64, kind="image")
+    (sound,) = load_many(["b.wav"], tmp_path, kind="speech")
     assert same(picture, drawn[0]) and same(recipe, drawn[0])
     assert np.allclose(sound.samples, drawn[1].samples, atol=2e-4)
     assert same(load_image_ref(str(tmp_path / "a.png")), drawn[0])
+
+
+def test_the_caller_says_what_a_file_is_whatever_its_name(tmp_path, drawn):
+    drawn[0].save(tmp_path / "picture", format="PNG")
+    (tmp_path / "note").write_text("neither")
+    assert same(load_many(["picture"], tmp_path, kind="image")[0], drawn[0])
+    for ref, kind, told in (("note", "image", "note: not a readable picture"), ("picture", "speech", "recording"),
+                            ("picture", None, "picture: .*say kind="), (REFS[0], "speech", "'image' where 'speech'")):
+        with pytest.raises(MediaError, match=told):
+            load_many([ref], tmp_path, kind=kind)
 
 
 def test_many_keep_their_order_and_repeats_are_loaded_once(drawn, monkeypatch):
@@ -65,7 +77,7 @@ def test_the_cache_gives_the_same_without_drawing(tmp_path, drawn, monkeypatch):
 def test_the_cache_knows_other_references_sizes_and_sources(tmp_path, monkeypatch):
     for refs, size in ((REFS[:2], 64), (REFS[:3], 64), (REFS[:2], 32)):
         load_many(refs, cache_dir=tmp_path, size=size)
-    monkeypatch.setattr(media, "_source", lambda: "other source code")
+    monkeypatch.setattr(media, "source_hash", lambda *patterns: "other source code")
     load_many(REFS[:2], cache_dir=tmp_path, size=64)
     assert len(list((tmp_path / "media").iterdir())) == 4
 
@@ -79,15 +91,15 @@ def test_an_interrupted_write_leaves_no_archive(tmp_path, monkeypatch):
 
 def test_files_are_never_cached(tmp_path):
     path = tmp_path / "a.png"
-    for color in ("red", "blue"):
+    for color in RGB:
         PIL.Image.new("RGB", (8, 8), color).save(path)
-        assert load_many([str(path)], cache_dir=tmp_path / "cache")[0].getpixel((0, 0)) == PIL.ImageColor.getrgb(color)
+        assert load_many([str(path)], cache_dir=tmp_path / "cache", kind="image")[0].getpixel((0, 0)) == RGB[color]
 
 
-@pytest.mark.parametrize("ref", [
-    "nowhere.png", "nowhere.wav", "scene:{", 'chart:{"kind": "pie"}', "speech:{}",
-    'speech:{"text": "...", "voice": {"name": "x", "language": "en-us", "variant": "m1"}}'])
-def test_a_bad_reference_is_one_error_that_names_it(ref):
+@pytest.mark.parametrize("kind, ref", [
+    ("image", "nowhere.png"), ("speech", "nowhere.wav"), (None, "scene:{"), (None, 'chart:{"kind": "pie"}'),
+    (None, "speech:{}"), (None, 'speech:{"text": "...", "voice": {"name": "x", "language": "en-us", "variant": "m1"}}')])
+def test_a_bad_reference_is_one_error_that_names_it(kind, ref):
     with pytest.raises(MediaError) as caught:
-        load_many([REFS[0], ref])
+        load_many([REFS[kind == "speech"], ref], kind=kind)
     assert ref in str(caught.value)

@@ -36,12 +36,31 @@ def test_any_to_any_is_well_formed(tiny_model, inputs):
             assert answer.speech.rate == 22050 and np.isfinite(answer.speech.samples).all()
 
 
-def test_a_batch_gives_what_one_by_one_gives(tiny_model):
+@pytest.mark.parametrize("decoding", [GREEDY, None], ids=["argmax", "sampled"])
+def test_a_batch_gives_what_one_by_one_gives(tiny_model, decoding):
     long = Waveform(np.tile(SOUND.samples, 3), 16000)
     requests = [[Speech(SOUND)], [Speech(long), Text("a")], [Speech(long)], [Speech(SOUND), Image(PICTURE)]]
-    together = tiny_model.generate_many(requests, to=("text", "speech"), decoding=GREEDY, batch_size=4)
-    for request, answer in zip(requests, together):
-        assert np.array_equal(answer.ids, tiny_model.generate(request, to=("text", "speech"), decoding=GREEDY).ids)
+    to = ("text", "speech")
+    alone = [tiny_model.generate(r, to=to, decoding=decoding, seed=7 + i).ids for i, r in enumerate(requests)]
+    for batch_size in (4, 2):
+        together = tiny_model.generate_many(requests, to=to, decoding=decoding, seed=7, batch_size=batch_size)
+        assert all(np.array_equal(answer.ids, ids) for answer, ids in zip(together, alone))
+
+
+@pytest.mark.parametrize("block", [1, 3, 4, 7])
+def test_blocks_decode_every_mask_wherever_it_lies(tiny_model, block):
+    mask = np.zeros((50, 80), bool)
+    mask[30:] = True  # the bottom: the canvas's masks come late
+    decoding = {"block_length": block, "steps": 10}
+    for answer in (tiny_model.generate("a red circle", to="image", decoding=decoding),
+                   tiny_model.inpaint(PICTURE, mask, decoding=decoding)):
+        assert tiny_model.tokenizers.vocabulary.mask not in answer.ids
+
+
+def test_pre_filling_places_the_beginning_of_speech(tiny_model):
+    begin = tiny_model.tokenizers.vocabulary.begin_of_audio
+    answer = tiny_model.generate(Speech(SOUND), to=("text", "speech"), decoding={"prefill": {0.25: begin}})
+    assert answer.ids[int(0.25 * len(answer.ids))] == begin and answer.trace[0].ids[5] == begin
 
 
 def test_the_same_seed_gives_the_same_answer_and_another_seed_another(tiny_model):
@@ -106,6 +125,8 @@ def test_the_token_mask_is_cut_like_the_picture():
     ("hi", {"task": "poetry"}, RequestError, "no task 'poetry'"),
     ("a <|image|>", {}, RequestError, "give the picture"),
     ("hi", {"decoding": {"stepz": 3}}, ConfigError, "did you mean 'steps'"),
+    ("hi", {"decoding": {"length": 40}}, ConfigError, "adapts"),
+    ("", {}, RequestError, "no input"),
     (Speech("nowhere.wav"), {}, MediaError, "nowhere.wav"),
 ])
 def test_what_does_not_fit_is_told(tiny_model, inputs, options, error, words):

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
 import pandas as pd
 import pytest
 import torch
@@ -51,6 +57,41 @@ def test_own_data_train_without_the_world(tmp_path):
     data = {"text_qa": toys.copying(8)}
     denoiser, _ = run(1, None, tmp_path, {"training.stage1.mix": {"text_qa": 1.0}}, datasets=data)
     assert not (tmp_path / "stage1" / "validation.csv").exists() and not (tmp_path / "cache").exists()
+
+
+def test_of_two_processes_one_writes(tmp_path):
+    """Each notes which process writes the weights and the table, and reads the saved weights once the stage is over."""
+    script = tmp_path / "two.py"
+    script.write_text(textwrap.dedent("""
+        import os, sys
+        from pathlib import Path
+
+        import pandas as pd
+        import torch
+        from test_stages import run
+        from omnidiff_lite.backbone import Denoiser
+
+        out, rank = Path(sys.argv[1]), os.environ["RANK"]
+
+        def noted(kind, name):
+            real = getattr(kind, name)
+            def call(self, path, *args, **kwargs):
+                Path(out, f"{Path(path).name} by {rank}").touch()
+                return real(self, path, *args, **kwargs)
+            setattr(kind, name, call)
+
+        noted(Denoiser, "save_pretrained")
+        noted(pd.DataFrame, "to_csv")
+        denoiser, _ = run(1, None, out)
+        saved = Denoiser.from_pretrained(out / "stage1" / "denoiser").state_dict()
+        assert all(torch.equal(saved[name], tensor) for name, tensor in denoiser.state_dict().items())
+    """))
+    here = Path(__file__).parent
+    paths = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run([*command, str(script), str(tmp_path)], env=environment, check=True, timeout=180)
+    assert {path.name for path in tmp_path.glob("* by *")} == {"denoiser by 0", "validation.csv by 0"}
 
 
 def test_a_missing_start_or_number_of_samples_is_named(tmp_path):

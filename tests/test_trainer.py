@@ -16,10 +16,13 @@ import pytest
 import torch
 import toys
 
+from omnidiff_lite.backbone import Denoiser
 from omnidiff_lite.config import StageConfig
 from omnidiff_lite.data.packing import PackedStream, pack_row
+from omnidiff_lite.provenance import PACKAGE
+from omnidiff_lite.training import trainer
 from omnidiff_lite.training.batches import choose_scored, collate, derive_seed
-from omnidiff_lite.training.step import AnswerLoss, TrainingError
+from omnidiff_lite.training.step import AnswerLoss, Stepper, TrainingError
 from omnidiff_lite.training.trainer import learning_rate, train_stage, validate
 from omnidiff_lite.weights import CheckpointError
 
@@ -213,6 +216,36 @@ def test_another_run_is_refused_or_started_afresh(tmp_path):
     assert_same(run(tmp_path, preset=other, resume=False), fresh)
 
 
+def test_a_finished_stage_trains_again_when_the_code_has_changed(tmp_path, monkeypatch):
+    run(tmp_path)
+    monkeypatch.setattr(trainer, "source_hash", lambda *patterns: "edited")
+    with pytest.raises(CheckpointError, match="source was .*, is 'edited'"):
+        run(tmp_path)
+    steps = []
+    monkeypatch.setattr(Stepper, "step", lambda self, step, rate, real=Stepper.step: steps.append(step)
+                        or real(self, step, rate))
+    with pytest.warns(UserWarning, match="another run: starting afresh"):
+        run(tmp_path, resume="auto")
+    run(tmp_path, resume="auto")
+    assert steps == list(range(6)), "trained again once, then loaded"
+
+
+def test_every_field_of_the_denoiser_makes_another_run(tmp_path):
+    """Rotary positions leave no trace in the weights."""
+    run(tmp_path, stop_after=2)
+    model = toys.denoiser()
+    model.config.rope_parameters["rope_theta"] = 1e6
+    with pytest.raises(CheckpointError, match="denoiser.rope_parameters was"):
+        run(tmp_path, model=model)
+    saved = toys.denoiser()
+    saved.save_pretrained(tmp_path / "saved")
+    run(tmp_path, model=Denoiser.from_pretrained(tmp_path / "saved"))  # where weights were read from is no difference
+
+
+def test_the_fingerprint_reads_the_sources_that_it_names():
+    assert all((PACKAGE / name).is_file() for name in trainer.SOURCES)
+
+
 # --- the same step, cut differently ---------------------------------------------------------------------------------
 
 def test_micro_batches_do_not_change_the_step(tmp_path, straight):
@@ -272,7 +305,7 @@ def test_two_processes_share_the_rows_and_take_the_same_steps(tmp_path):
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     model = toys.denoiser()
     torch.nn.init.constant_(model.lm_head.weight, float("nan"))
-    with pytest.raises(TrainingError, match="step 0: the loss is nan.*lower the learning rate"):
+    with pytest.raises(TrainingError, match="step 0: the loss is nan.*start afresh .--fresh, or resume=False. with a lower"):
         run(tmp_path, model=model)
 
 

@@ -18,7 +18,7 @@ from omnidiff_lite.world.dataset import VQA_SHARES, corpus, pictures, samples, u
 from omnidiff_lite.world.recipes import content
 from omnidiff_lite.world.scenes import Scene
 from omnidiff_lite.world.sentences import sample_sentence
-from omnidiff_lite.world.splits import stream
+from omnidiff_lite.world.splits import item_split, stream
 from omnidiff_lite.world.voices import ANSWER_VOICE, parse_speech, speech
 
 CONFIG = WorldConfig(image_size=64, max_objects=2, grid=2, train_voices=8)
@@ -136,6 +136,21 @@ def test_utterances_of_every_set_of_voices():
         assert parse_speech(utterance.ref)[0] == utterance.text
         assert re.fullmatch(r"[a-z]+( [a-z]+)*", utterance.text)
     assert utterances("judge", 8, 0, CONFIG)[:3] == utterances("judge", 3, 0, CONFIG)
+
+
+def test_no_sentence_that_is_tested_has_been_trained_on():
+    """Not even the short ones that turn up often: "how many objects do you see"."""
+    def said(split):
+        return {sample_sentence(stream("said", split, i), CONFIG, split) for i in range(4000)}
+
+    train, validation, test, judge = map(said, ("train", "validation", "test", "judge"))
+    assert not train & validation and not train & test and not validation & test
+    assert not judge & (validation | test) and judge & train
+    for split, part in (("train", "train"), ("judge", "train"), ("validation", "validation"), ("test", "test")):
+        texts = [s.meta["text"] for task in ("asr", "tts") for s in samples(task, split, 100, 0, CONFIG)]
+        texts += [utterance.text for utterance in utterances(split, 100, 0, CONFIG)]
+        assert {item_split(text) for text in texts} == {part}
+    assert {item_split(utterance.text) for utterance in utterances("answer", 100, 0, CONFIG)} == {"train"}
 
 
 def test_sentences_vary():

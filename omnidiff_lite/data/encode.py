@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from omnidiff_lite.chat import AUDIO, IMAGE, ChatEncoder, ChatError, Sample, SpeechTokens
 from omnidiff_lite.config import Preset, WorldConfig, to_dict
-from omnidiff_lite.data.media import load_many
+from omnidiff_lite.data.media import Kind, load_many
 from omnidiff_lite.media import MediaError, Waveform
+from omnidiff_lite.provenance import source_hash
 from omnidiff_lite.tokenizers.image import prepare
 from omnidiff_lite.vocabulary import VocabularyError
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 CHUNK = 256  # media in memory at once
 BATCH = 32  # media encoded at once
-PACKAGE = Path(__file__).parent.parent
 SOURCES = ("chat.py", "vocabulary.py", "media.py", "data/encode.py", "data/media.py", "tokenizers/*.py", "world/*.py")
 
 
@@ -166,18 +166,19 @@ def _encode_one(sample: Sample, media: Sequence[tuple[Use, Encoded]], chat: Chat
 
 def _encode_media(uses: Sequence[Sequence[Use]], tokenizers: Tokenizers, progress: bool, **loading: Any
                   ) -> dict[Use, Encoded]:
-    """Every distinct use, encoded; each medium is loaded once. `loading` goes to `load_many`."""
-    by_ref: dict[str, list[Use]] = {}
+    """Every distinct use, encoded; each picture and each sound is loaded once. `loading` goes to `load_many`."""
+    wanted: dict[Kind, dict[str, list[Use]]] = {"image": {}, "speech": {}}
     for use in dict.fromkeys(use for of_sample in uses for use in of_sample):
-        by_ref.setdefault(use.ref, []).append(use)
+        wanted["image" if use.kind == "image" else "speech"].setdefault(use.ref, []).append(use)
+    chunks = [(kind, refs) for kind, by_ref in wanted.items() for refs in _chunks(list(by_ref), CHUNK)]
     encoded: dict[Use, Encoded] = {}
-    with tqdm(total=len(by_ref), desc="media", unit="", mininterval=5.0, disable=not progress) as bar:
-        for refs in _chunks(list(by_ref), CHUNK):
+    with tqdm(total=sum(map(len, wanted.values())), desc="media", unit="", mininterval=5.0, disable=not progress) as bar:
+        for kind, refs in chunks:
             try:
-                media = dict(zip(refs, load_many(refs, **loading), strict=True))
-                for kind, encode in _ENCODERS.items():
-                    wanted = [use for ref in refs for use in by_ref[ref] if use.kind == kind]
-                    encoded |= encode(wanted, media, tokenizers)
+                media = dict(zip(refs, load_many(refs, kind=kind, **loading), strict=True))
+                for use_kind, encode in _ENCODERS.items():
+                    part = [use for ref in refs for use in wanted[kind][ref] if use.kind == use_kind]
+                    encoded |= encode(part, media, tokenizers)
             except MediaError as error:
                 raise EncodingError(f"{_owner(str(error), refs, uses)}: {error}") from None
             bar.update(len(refs))
@@ -222,7 +223,4 @@ def _chunks(items: Sequence, size: int) -> Iterator[Sequence]:
 
 def _key(world: WorldConfig, *parts: object) -> str:
     """Hash of what decides a data set's content, the source of the rooms that make it included."""
-    digest = hashlib.sha256(json.dumps([to_dict(world), *parts]).encode())
-    for path in sorted(path for pattern in SOURCES for path in PACKAGE.glob(pattern)):
-        digest.update(path.relative_to(PACKAGE).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+    return hashlib.sha256(json.dumps([source_hash(*SOURCES), to_dict(world), *parts]).encode()).hexdigest()[:16]

@@ -18,20 +18,21 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Union
+from typing import Literal, Union
 
 import numpy as np
 import PIL.Image
 
 from omnidiff_lite.media import MediaError, Waveform, load_image, load_waveform
+from omnidiff_lite.provenance import source_hash
 from omnidiff_lite.world import recipes, voices
 
 PICTURE_RECIPES, SPEECH_RECIPE = (recipes.SCENE, recipes.CHART), voices.PREFIX
 RECIPE_SIZE = 256  # pixels of a drawn picture where no size is asked for
 SMALL = 64  # sets below this are loaded in this process
-PACKAGE = Path(__file__).parent.parent
 SOURCES = ("media.py", "data/media.py", "world/*.py")
 
+Kind = Literal["image", "speech"]
 Media = Union[PIL.Image.Image, Waveform]
 
 
@@ -58,26 +59,29 @@ def load_speech_ref(ref: str, root: str | Path | None = None) -> Waveform:
     return load_waveform(_path(ref, root))
 
 
-def load_ref(ref: str, root: str | Path | None = None, size: int | None = None) -> Media:
-    """A picture or a sound: recipes say which, paths by their suffix."""
-    picture = ref.startswith(PICTURE_RECIPES) or Path(ref).suffix.lower() in _picture_suffixes()
-    if picture and not ref.startswith(SPEECH_RECIPE):
-        return load_image_ref(ref, root, size)
-    return load_speech_ref(ref, root)
+def load_ref(ref: str, root: str | Path | None = None, size: int | None = None, kind: Kind | None = None) -> Media:
+    """A picture or a sound, whichever `kind` says; a recipe says it itself. Raises `MediaError` naming the
+    reference."""
+    own = "image" if ref.startswith(PICTURE_RECIPES) else "speech" if ref.startswith(SPEECH_RECIPE) else kind
+    if own is None:
+        raise MediaError(f"{ref}: a file may be a picture or a sound; say kind='image' or kind='speech'")
+    if kind not in (own, None):
+        raise MediaError(f"{ref}: a recipe of kind {own!r} where {kind!r} is needed")
+    return load_image_ref(ref, root, size) if own == "image" else load_speech_ref(ref, root)
 
 
 def load_many(refs: Sequence[str], root: str | Path | None = None, workers: int = 0,
-              cache_dir: str | Path | None = None, size: int | None = None) -> list[Media]:
-    """What `load_ref` gives, for many references, in their order.
+              cache_dir: str | Path | None = None, size: int | None = None, kind: Kind | None = None) -> list[Media]:
+    """What `load_ref` gives, for many references (of one `kind`, unless they are recipes), in their order.
 
     `workers`: processes that share the work (0 or a small set: none). `cache_dir`: recipes are read back from there
     where the same set was made before, by the same source code. Raises `MediaError` naming the first bad reference.
     """
     distinct = list(dict.fromkeys(refs))
     made = [ref for ref in distinct if is_recipe(ref)]
-    found = _cached(made, workers, Path(cache_dir), size) if cache_dir and made else {}
+    found = _cached(made, workers, Path(cache_dir), size, kind) if cache_dir and made else {}
     rest = [ref for ref in distinct if ref not in found]
-    found |= zip(rest, _load(rest, root, workers, size))
+    found |= zip(rest, _load(rest, root, workers, size, kind))
     return [found[ref] for ref in refs]
 
 
@@ -94,15 +98,11 @@ def _path(ref: str, root: str | Path | None) -> str:
     return os.path.join(root, ref) if root is not None else ref
 
 
-@lru_cache(maxsize=None)
-def _picture_suffixes() -> frozenset[str]:
-    return frozenset(PIL.Image.registered_extensions())
-
-
 # --- many references --------------------------------------------------------------------------------------------------
 
-def _load(refs: Sequence[str], root: str | Path | None, workers: int, size: int | None) -> list[Media]:
-    load = partial(load_ref, root=root, size=size)
+def _load(refs: Sequence[str], root: str | Path | None, workers: int, size: int | None, kind: Kind | None
+          ) -> list[Media]:
+    load = partial(load_ref, root=root, size=size, kind=kind)
     if workers > 1 and len(refs) >= SMALL:
         try:
             return list(_pool(workers).map(load, refs, chunksize=max(1, min(32, len(refs) // (4 * workers)))))
@@ -126,10 +126,11 @@ def _ignore_interrupts() -> None:
 
 # --- the cache --------------------------------------------------------------------------------------------------------
 
-def _cached(refs: Sequence[str], workers: int, directory: Path, size: int | None) -> dict[str, Media]:
+def _cached(refs: Sequence[str], workers: int, directory: Path, size: int | None, kind: Kind | None
+            ) -> dict[str, Media]:
     path = directory / "media" / f"{_key(refs, size)}.zip"
     if not path.exists():
-        made = _load(refs, None, workers, size)
+        made = _load(refs, None, workers, size, kind)
         _write(path, made)
         return dict(zip(refs, made))
     with zipfile.ZipFile(path) as archive:
@@ -172,13 +173,5 @@ def _unpack(data: bytes) -> Media:
 
 def _key(refs: Sequence[str], size: int | None) -> str:
     """Hash of the references and of the source code that draws and speaks them."""
-    digest = hashlib.sha256("\n".join([str(size or RECIPE_SIZE), _source(), *refs]).encode())
-    return digest.hexdigest()[:24]
-
-
-@lru_cache(maxsize=1)
-def _source() -> str:
-    digest = hashlib.sha256()
-    for path in sorted(path for pattern in SOURCES for path in PACKAGE.glob(pattern)):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    parts = [str(size or RECIPE_SIZE), source_hash(*SOURCES), *refs]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]

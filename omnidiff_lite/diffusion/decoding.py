@@ -9,7 +9,7 @@ numbers belong to each sequence. With the released settings every canvas of the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,35 +46,38 @@ class DecodeResult:
 @torch.no_grad()
 def decode(model: Denoiser, prompt_ids: Tensor | Sequence[Any] | None, config: DecodingConfig,
            prompt_embeds: Tensor | Sequence[Tensor] | None = None, canvas: Canvas | Sequence[Canvas] | None = None,
-           lengths: int | Sequence[int] | None = None) -> DecodeResult:
+           lengths: int | Sequence[int] | None = None, seeds: Sequence[int] | None = None) -> DecodeResult:
     """Decode one answer for each prompt.
 
     `prompt_ids`: ids [P] or [B,P], or a list of B of different lengths. `prompt_embeds`: the same prompts as
     embeddings [.., H], which is how speech gets in; the ids are then not read. The answer starts as `canvas` (one, or
     one each; `config.prefill` is then not applied), else as `lengths` masks (one, or one each), else as
-    `config.length` masks. Raises `ConfigError` for settings that do not fit each other or the inputs.
+    `config.length` masks. `seeds`: of each sequence's own random numbers (default: `config.seed` + its index), so that
+    an answer does not depend on its neighbours. Raises `ConfigError` for settings that do not fit each other or the
+    inputs.
     """
     prompts = embed_prompts(model, prompt_ids, prompt_embeds)
     canvases = _canvases(config, model.config.mask_token_id, len(prompts), canvas, lengths)
-    return _Decoder(model, config, prompts, canvases, prefill=canvas is None).run()
+    seeds = [config.seed + b for b in range(len(prompts))] if seeds is None else list(seeds)
+    return _Decoder(model, config, prompts, canvases, seeds, laid_out=canvas is not None).run()
 
 
 class _Decoder:
     """One call of `decode`: the canvas and its bookkeeping."""
 
     def __init__(self, model: Denoiser, config: DecodingConfig, prompts: list[Tensor], canvases: list[Canvas],
-                 prefill: bool) -> None:
+                 seeds: list[int], laid_out: bool) -> None:
+        """`laid_out`: the canvases were given, not made of masks here."""
         self.model, self.config, self.mask = model, config, model.config.mask_token_id
         self.lengths = [len(c) for c in canvases]
         self.valid = torch.arange(max(self.lengths)) < torch.tensor(self.lengths)[:, None]
         self.canvas = torch.nn.utils.rnn.pad_sequence([c.ids.cpu().long() for c in canvases], batch_first=True,
                                                       padding_value=model.config.pad_token_id)
         self.given = self.canvas != self.mask
-        if prefill:
+        if not laid_out:
             self._prefill()
-        self.plans = [plan(n, int(masks), config.step_count(n), config.eps, config.block_length)
-                      for n, masks in zip(self.lengths, self._undecided().sum(1))]
-        self.generators = [torch.Generator().manual_seed(config.seed + b) for b in range(len(prompts))]
+        self.plans = [self._plan(b, laid_out) for b in range(len(prompts))]
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.decided = torch.full_like(self.canvas, -1)
         self.confidence = torch.full(self.canvas.shape, torch.nan)
         self.allowed = allowed_table(config.allowed_ids, canvases, model.config.vocab_size)
@@ -90,6 +93,19 @@ class _Decoder:
             self._step(step, active, undecided)
             history.append(self.canvas.clone())
         return DecodeResult(self.canvas, history, self.decided, self.confidence, self.lengths)
+
+    def _plan(self, b: int, laid_out: bool) -> list[Step]:
+        """The steps of one answer. Blocks of a laid-out canvas count its masks, wherever they lie; blocks of an
+        all-masked one are places, also where a token was pre-filled, as released."""
+        config, places = self.config, self._undecided()[b].nonzero().flatten().tolist()
+        if not places:
+            return []
+        if not laid_out:
+            length = self.lengths[b]
+            return plan(length, len(places), config.step_count(length), config.eps, config.block_length)
+        count = len(places)
+        steps = plan(count, count, config.step_count(count), config.eps, config.block_length, fewest=1)
+        return [replace(s, start=places[s.start], stop=places[s.stop - 1] + 1) for s in steps]
 
     def _prefill(self) -> None:
         """Special-token pre-infilling (section 3.4), at the place cut in float32 as released."""

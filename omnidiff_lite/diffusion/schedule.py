@@ -25,19 +25,20 @@ class Step:
         return max(masks if self.last else int(np.float32(masks) * np.float32(self.share)), 1)
 
 
-def plan(length: int, masks: int, steps: int, eps: float = 1e-3, block_length: int | None = None) -> list[Step]:
+def plan(length: int, masks: int, steps: int, eps: float = 1e-3, block_length: int | None = None,
+         fewest: int = 0) -> list[Step]:
     """All steps of one answer of `length` tokens, of which `masks` are undecided at the start.
 
     Time runs in equal strides from 1 to `eps` within each block; a stride from t to s fixes the share 1 - s/t of what
     is left, so about equally many tokens in each step. Blocks get their proportional part of `steps`, cut in float32
-    as released: 0 is possible, and leaves that block masked. As many blocks are visited as `masks` fill.
+    as released, but at least `fewest`: 0 leaves a block masked. As many blocks are visited as `masks` fill.
     """
     block = length if block_length is None else block_length
     steps = min(steps, length)
     result = []
     for start in range(0, math.ceil(masks / block) * block, block):
         stop = min(start + block, length)
-        here = int(np.float32(max(stop - start, 0)) / np.float32(length) * np.float32(steps))
+        here = max(fewest, int(np.float32(max(stop - start, 0)) / np.float32(length) * np.float32(steps)))
         times = torch.linspace(1, eps, here + 1)
         shares = (1 - times[1:] / times[:-1]).tolist()
         result += [Step(start, stop, share, i == here - 1) for i, share in enumerate(shares)]

@@ -85,10 +85,16 @@ class DecodingConfig:
 
     def guided(self) -> bool:
         """Does guidance act? A scale without an unconditional prompt is a `ConfigError`, as it could not."""
-        off = (0.0,) if self.guidance_alignment == "released" else (1.0,)
-        if self.guidance_prompt_ids is None and self.guidance_scale not in (0.0, 1.0):
+        if self.guidance_scale == self.guidance_off:
+            return False
+        if self.guidance_prompt_ids is None:
             raise ConfigError(f"guidance_scale {self.guidance_scale} needs guidance_prompt_ids, a prompt")
-        return self.guidance_prompt_ids is not None and self.guidance_scale not in off
+        return True
+
+    @property
+    def guidance_off(self) -> float:
+        """The scale that leaves logits as they are: 1, or in the released form, which adds 1, 0."""
+        return 0.0 if self.guidance_alignment == "released" else 1.0
 
     @classmethod
     def released(cls, task: str, vocabulary: Vocabulary | None = None) -> DecodingConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from omnidiff_lite.diffusion.canvas import Canvas, fit_image_codes
+from omnidiff_lite.diffusion.canvas import fit_image_codes
 from omnidiff_lite.diffusion.canvas import read_answer as read_tokens
 from omnidiff_lite.diffusion.decoding import DecodeResult
 from omnidiff_lite.media import Waveform
@@ -58,23 +57,22 @@ class Answer:
         return lines or ["the model gave an empty answer"]
 
 
-def read_answer(result: DecodeResult, row: int, canvas: Canvas, tokenizers: Tokenizers, outputs: Sequence[str],
-                seed: int) -> Answer:
-    """Row `row` of a decoded batch as media.
+def read_answer(result: DecodeResult, row: int, side: int, tokenizers: Tokenizers, outputs: Sequence[str],
+                seed: int, released: bool = False) -> Answer:
+    """Row `row` of a decoded batch as media; a picture has `side` x `side` tokens.
 
-    Ids of each modality count wherever they stand, as released; a picture short of tokens is filled with its last one
-    (inference.py:313-320).
+    A picture short of tokens is filled with its last one (inference.py:313-320). `released`: the ids of each modality
+    count wherever they stand, also past the ends of text and speech.
     """
-    n = len(canvas)
+    n = result.lengths[row]
     ids = result.ids[row, :n].tolist()
-    text, speech, image = read_tokens(tokenizers.vocabulary, ids)
+    text, speech, image = read_tokens(tokenizers.vocabulary, ids, released)
     answer = Answer(ids=np.array(ids), trace=_trace(result, row, n))
     if "text" in outputs:
         answer.text = decode_text(tokenizers.text, text)
     if "speech" in outputs and speech:
         answer.speech = tokenizers.speech_decoder.decode(torch.tensor(speech), seed=seed)
     if "image" in outputs and image:
-        side = math.isqrt(sum(span.stop - span.start for span in canvas.spans if span.modality == "image"))
         codes = torch.tensor(fit_image_codes(image, side * side)).view(1, side, side)
         device = next(tokenizers.image.parameters()).device
         answer.image = to_image(tokenizers.image.decode(codes.to(device))[0])

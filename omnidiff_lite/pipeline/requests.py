@@ -40,6 +40,7 @@ def read_request(parts: Sequence[Part], outputs: Sequence[str], task: str | None
     the nearest task. Raises `RequestError` for no input or a task that the inputs do not fit, `MediaError` for a bad
     file.
     """
+    parts = [p for p in parts if not isinstance(p, Text) or p.text.strip()]
     if not parts:
         raise RequestError("no input: give at least one Text, Image or Speech")
     text = "\n".join(p.text for p in parts if isinstance(p, Text))
@@ -48,8 +49,7 @@ def read_request(parts: Sequence[Part], outputs: Sequence[str], task: str | None
                            "the recording")
     images = [p.load() for p in parts if isinstance(p, Image)]
     speech = [p.load() for p in parts if isinstance(p, Speech)]
-    kinds = [name for name, given in (("text", text), ("speech", speech), ("image", images)) for _ in
-             ([given] if isinstance(given, str) and given else given if isinstance(given, list) else [])]
+    kinds = ["text"] * bool(text) + ["speech"] * len(speech) + ["image"] * len(images)
     task = task or (infer_task(set(kinds), outputs) if len(kinds) == len(set(kinds)) else None)
     if task is None:
         return Request(compose_messages(kinds, outputs, text), None, text, images, speech)

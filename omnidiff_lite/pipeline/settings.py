@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from omnidiff_lite.chat import IGNORE, TASKS, ChatEncoder, build_messages
+from omnidiff_lite.config import ConfigError
 from omnidiff_lite.diffusion.canvas import Canvas, Span, answer_canvas
 from omnidiff_lite.diffusion.guidance import unconditional_prompt
 from omnidiff_lite.diffusion.settings import DecodingConfig
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from omnidiff_lite.pipeline.requests import Request
     from omnidiff_lite.tokenizers import Tokenizers
 
+Decoding = Mapping[str, Any] | str | None  # a style, or fields of DecodingConfig with perhaps "style" among them
+STYLES = ("paper", "released")
 FRAME_SECONDS = 0.06  # of one frame of user speech
+QUERY_FRAMES = 4  # in front of them
 SHORTEST = 4  # masks
 WORLD_NOTE = ("This model was trained on the kit's small drawn world (coloured shapes, synthetic voices): expect sense "
               "there, and only form on pictures and recordings from outside it.")
@@ -84,16 +88,20 @@ class SystemSettings:
     generation_size: int = 256
     lengths: AnswerLengths = AnswerLengths()
     decoding: dict[str, dict[str, Any]] = field(default_factory=dict)  # task -> fields that differ from the paper's
+    style: Literal["paper", "released"] = "paper"  # of decoding, where a call names none
     note: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
-def answer_canvas_of(settings: SystemSettings, tokenizers: Tokenizers, request: Request,
-                     outputs: Sequence[str]) -> Canvas:
-    """The masked answer of a request: room by adaptive length, markers and allowed ids by modality."""
+def answer_canvas_of(settings: SystemSettings, tokenizers: Tokenizers, request: Request, outputs: Sequence[str],
+                     prefill: Mapping[float, int]) -> Canvas:
+    """The masked answer of a request: room by adaptive length, markers and allowed ids by modality.
+
+    `prefill`: what is put into an answer of text and speech from the start, by place as a fraction (section 3.4).
+    """
     spoken = TASKS[request.task].outputs if request.task else tuple(outputs)
     if spoken == ("text", "speech"):  # also when only one of both is wanted: the model was trained to give both
-        return spoken_canvas(tokenizers, settings.lengths)
+        return spoken_canvas(tokenizers, settings.lengths, prefill)
     return answer_canvas(tokenizers.vocabulary, outputs, answer_room(settings, tokenizers, request),
                          newline=newline_id(tokenizers))
 
@@ -101,10 +109,10 @@ def answer_canvas_of(settings: SystemSettings, tokenizers: Tokenizers, request: 
 def answer_room(settings: SystemSettings, tokenizers: Tokenizers, request: Request) -> dict[str, int]:
     """Masks per modality."""
     lengths = settings.lengths
-    side = settings.generation_size // tokenizers.image.config.factor
+    side = image_side(settings, tokenizers)
     room = {"text": lengths.text, "speech": lengths.spoken - lengths.spoken_text, "image": side * side}
     if request.task == "asr":
-        frames = sum(w.seconds for w in request.speech) / FRAME_SECONDS
+        frames = sum(w.seconds for w in request.speech) / FRAME_SECONDS + QUERY_FRAMES
         room["text"] = max(SHORTEST, round(lengths.text_per_speech * frames) + lengths.text_extra)
     if request.task == "tts":
         tokens = len(encode_text(tokenizers.text, request.text))
@@ -112,8 +120,14 @@ def answer_room(settings: SystemSettings, tokenizers: Tokenizers, request: Reque
     return room
 
 
-def spoken_canvas(tokenizers: Tokenizers, lengths: AnswerLengths) -> Canvas:
-    """Text, then the same in speech: the model itself places begin_of_audio, within the first `spoken_text` masks.
+def image_side(settings: SystemSettings, tokenizers: Tokenizers) -> int:
+    """Tokens along one side of a picture in an answer."""
+    return settings.generation_size // tokenizers.image.config.factor
+
+
+def spoken_canvas(tokenizers: Tokenizers, lengths: AnswerLengths, prefill: Mapping[float, int] = {}) -> Canvas:
+    """Text, then the same in speech. Without `prefill` the model itself places begin_of_audio, within the first
+    `spoken_text` masks.
 
     After them come speech codes only, at least one, so that every answer can be heard.
     """
@@ -122,7 +136,10 @@ def spoken_canvas(tokenizers: Tokenizers, lengths: AnswerLengths) -> Canvas:
     ends = tuple(range(i, i + 1) for i in (v.end_of_audio, v.im_end, v.pad, line))
     spans = (Span("lead", 0, lead), Span("first speech", lead, lead + 1), Span("speech", lead + 1, n))
     marks = (range(v.begin_of_audio, v.begin_of_audio + 1),)
-    return Canvas(torch.full((n,), v.mask), spans, {"lead": (v.text_range, v.speech_range, *marks),
+    ids = torch.full((n,), v.mask)
+    for place, token in prefill.items():
+        ids[int(place * n)] = token
+    return Canvas(ids, spans, {"lead": (v.text_range, v.speech_range, *marks),
                                                     "first speech": (v.speech_range,), "speech": (v.speech_range, *ends)})
 
 
@@ -130,13 +147,34 @@ def newline_id(tokenizers: Tokenizers) -> int:
     return encode_text(tokenizers.text, "\n")[0]
 
 
-def decoding_config(settings: SystemSettings, task: str | None, outputs: Sequence[str],
-                    overrides: Mapping[str, Any] | None, seed: int, chat: ChatEncoder) -> DecodingConfig:
-    """The paper's settings of the task, then this system's, then the caller's. A misspelt field is a `ConfigError`."""
+def decoding_style(settings: SystemSettings, decoding: Decoding) -> tuple[str, dict[str, Any]]:
+    """ "paper" or "released", and the fields that the caller changes. Raises `ConfigError` for another style."""
+    changes = {"style": decoding} if isinstance(decoding, str) else dict(decoding or {})
+    style = changes.pop("style", settings.style)
+    if style not in STYLES:
+        raise ConfigError(f"decoding style {style!r}: choose one of {', '.join(STYLES)}")
+    return style, changes
+
+
+def decoding_config(settings: SystemSettings, task: str | None, outputs: Sequence[str], decoding: Decoding,
+                    chat: ChatEncoder, side: int) -> DecodingConfig:
+    """The paper's settings of the task, then this system's, then the caller's. A misspelt field is a `ConfigError`.
+
+    Or the released script's, then the caller's; an answer in `side` x `side` image tokens has its three markers and a
+    newline beside them (260 tokens as released).
+    """
     named = task or nearest_task(outputs)
-    config = DecodingConfig.paper(named, chat.vocabulary).replace(**settings.decoding.get(named, {}))
-    config = config.replace(seed=seed, **dict(overrides or {}))
-    if config.guidance_scale not in (0.0, 1.0) and config.guidance_prompt_ids is None:
+    style, changes = decoding_style(settings, decoding)
+    if style == "released":
+        config = DecodingConfig.released(named, chat.vocabulary)
+        if TASKS[named].outputs == ("image",):
+            config = config.replace(length=side * side + 4, steps=side * side + 4)
+    else:
+        config = DecodingConfig.paper(named, chat.vocabulary).replace(**settings.decoding.get(named, {}))
+        if "length" in changes:
+            raise ConfigError("length: an answer's length adapts to what is asked; only the released style takes one")
+    config = config.replace(**changes)
+    if config.guidance_scale != config.guidance_off and config.guidance_prompt_ids is None:
         config = config.replace(guidance_prompt_ids=unconditional_prompt(named, chat))
     return config
 

@@ -6,8 +6,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,19 +19,19 @@ from torch import Tensor
 from omnidiff_lite.pipeline.answers import Answer, read_answer
 from omnidiff_lite.artifacts import results_root
 from omnidiff_lite.backbone import Denoiser
-from omnidiff_lite.chat import ChatEncoder, SpeechTokens
-from omnidiff_lite.config import Preset, from_dict, to_dict
+from omnidiff_lite.chat import ChatEncoder, SpeechTokens, build_messages, released_inference_messages
+from omnidiff_lite.config import Preset, to_dict
 from omnidiff_lite.diffusion.canvas import Canvas, inpainting_canvas
 from omnidiff_lite.diffusion.decoding import DecodeResult, decode
 from omnidiff_lite.diffusion.settings import DecodingConfig
 from omnidiff_lite.media import Image, Part, as_part, load_image
+from omnidiff_lite.pipeline.loading import SYSTEM, load_denoiser, load_tokenizers, locate
 from omnidiff_lite.pipeline.requests import MODALITIES, Request, RequestError, read_request
-from omnidiff_lite.pipeline.settings import WORLD_NOTE, SystemSettings, answer_canvas_of, decoding_config, newline_id
+from omnidiff_lite.pipeline.settings import (WORLD_NOTE, Decoding, SystemSettings, answer_canvas_of, decoding_config,
+                                             decoding_style, image_side, newline_id)
 from omnidiff_lite.tokenizers import Tokenizers
 from omnidiff_lite.tokenizers.image import prepare
 from omnidiff_lite.weights import CheckpointError, write_json
-
-SYSTEM = "system.json"
 
 
 class OmniDiffusion:
@@ -46,27 +45,34 @@ class OmniDiffusion:
         self.chat = ChatEncoder(tokenizers.vocabulary, tokenizers.text)
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, device: str | torch.device | None = None,
-                        dtype: torch.dtype = torch.float32) -> OmniDiffusion:
-        """A directory that `save_pretrained` wrote. `device`: a GPU where there is one, unless named.
+    def from_pretrained(cls, where: str | Path, device: str | torch.device | None = None, device_map: Any = None,
+                        dtype: torch.dtype | str = torch.float32) -> OmniDiffusion:
+        """A directory that `save_pretrained` wrote, released parts side by side, a `system.yaml`, or a hub id.
 
-        Raises `CheckpointError` naming what is missing or does not fit.
+        `device`: of everything; a GPU where there is one, unless named. `device_map`: spreads the denoiser instead, as
+        transformers does ("auto", or a map); the tokenizers then go to `device` or its first device. `dtype`: the
+        denoiser's ("auto": as stored); the tokenizers compute in float32. No weights are held twice: what needs no
+        conversion is read from the files as it is used, so leave them in place meanwhile. Raises `CheckpointError`
+        naming what is missing or does not fit, `ConfigError` for a misspelt setting.
         """
-        directory = Path(directory)
-        if not (directory / SYSTEM).exists():
-            raise CheckpointError(f"{directory}: no {SYSTEM} there, so it is no system of the kit; "
-                                  "make one with: make reproduce")
-        settings = from_dict(SystemSettings, json.loads((directory / SYSTEM).read_text()))
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        denoiser = Denoiser.from_pretrained(directory / "denoiser", dtype=dtype).to(device)
-        return cls(denoiser, Tokenizers.from_pretrained(directory).to(device), settings)
+        located = locate(where)
+        tokenizers = load_tokenizers(located)
+        if device_map is None:
+            device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            device_map = None if device.type == "cpu" else {"": device}
+        denoiser = load_denoiser(located.places["denoiser"], tokenizers, dtype, device_map)
+        return cls(denoiser, tokenizers.to(device or denoiser.device), located.settings)
 
-    def save_pretrained(self, directory: str | Path, dtype: torch.dtype = torch.bfloat16) -> Path:
-        """All parts side by side, weights in `dtype`; the settings last, so that a half-written system is not taken."""
+    def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = torch.bfloat16) -> Path:
+        """All parts side by side, weights in `dtype` (None: as they are).
+
+        The settings come last, so that a half-written system is not taken.
+        """
         directory = Path(directory)
         (directory / SYSTEM).unlink(missing_ok=True)
         self.tokenizers.save_pretrained(directory, dtype)
-        kept = {n: t.to(dtype) if t.is_floating_point() else t for n, t in self.denoiser.state_dict().items()}
+        kept = {n: t.to(dtype) if dtype and t.is_floating_point() else t
+                for n, t in self.denoiser.state_dict().items()}
         self.denoiser.save_pretrained(directory / "denoiser", state_dict=kept)
         write_json(directory / SYSTEM, to_dict(self.settings))
         return directory
@@ -76,6 +82,11 @@ class OmniDiffusion:
         return self.denoiser.device
 
     @property
+    def side(self) -> int:
+        """Tokens along one side of a picture in an answer."""
+        return image_side(self.settings, self.tokenizers)
+
+    @property
     def world_note(self) -> str:
         """What this system knows, for someone who brings a picture of their own."""
         return self.settings.note
@@ -83,20 +94,25 @@ class OmniDiffusion:
     # --- any to any ---------------------------------------------------------------------------------------------------
 
     def generate(self, inputs: Any, to: str | Sequence[str] = "text", task: str | None = None,
-                 decoding: Mapping[str, Any] | None = None, seed: int = 0) -> Answer:
+                 decoding: Decoding = None, seed: int = 0) -> Answer:
         """Answer one request.
 
         `inputs`: a part or a list of parts (`Text`, `Image`, `Speech`, or plain strings, PIL images, waveforms).
         `to`: one or several of "text", "speech", "image". `task` is inferred from both unless named. `decoding`: fields
-        of `DecodingConfig` that differ from the task's own, e.g. {"steps": 10}. Raises `RequestError`, `MediaError`.
+        of `DecodingConfig` that differ from the task's own, e.g. {"steps": 10}; or "released", for the released
+        script's prompts, settings and unrestricted canvas ({"style": "released", "steps": 10} for both). Raises
+        `RequestError`, `MediaError`, `ConfigError`.
         """
         parts = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
         return self.generate_many([parts], to, task, decoding, seed)[0]
 
     def generate_many(self, requests: Sequence[Sequence[Part | Any]], to: str | Sequence[str] = "text",
-                      task: str | None = None, decoding: Mapping[str, Any] | None = None, seed: int = 0,
+                      task: str | None = None, decoding: Decoding = None, seed: int = 0,
                       batch_size: int = 16) -> list[Answer]:
-        """Answer many requests of one kind, `batch_size` at a time; each gets what it would get alone."""
+        """Answer many requests of one kind, `batch_size` at a time.
+
+        Request i draws from seed + i: it gets what it would get alone with that seed, whatever its neighbours are.
+        """
         outputs = _outputs(to)
         read = [read_request([as_part(p) for p in parts], outputs, task) for parts in requests]
         # One task at a time, as tasks decode differently; neighbours of one size need little padding.
@@ -106,36 +122,44 @@ class OmniDiffusion:
             numbers = list(group)
             for start in range(0, len(numbers), batch_size):
                 chunk = numbers[start:start + batch_size]
-                answers |= zip(chunk, self._answer([read[i] for i in chunk], outputs, decoding, seed))
+                seeds = [seed + i for i in chunk]
+                answers |= zip(chunk, self._answer([read[i] for i in chunk], outputs, decoding, seeds))
         return [answers[i] for i in range(len(read))]
 
     @torch.inference_mode()
-    def _answer(self, requests: list[Request], outputs: tuple[str, ...], decoding: Mapping[str, Any] | None,
-                seed: int) -> list[Answer]:
-        prompts = self.prompts(requests)
-        canvases = [answer_canvas_of(self.settings, self.tokenizers, request, outputs) for request in requests]
-        config = decoding_config(self.settings, requests[0].task, outputs, decoding, seed, self.chat)
-        result = self._decode(prompts, canvases, config)
-        return [read_answer(result, i, canvas, self.tokenizers, outputs, seed) for i, canvas in enumerate(canvases)]
+    def _answer(self, requests: list[Request], outputs: tuple[str, ...], decoding: Decoding, seeds: list[int]
+                ) -> list[Answer]:
+        released = decoding_style(self.settings, decoding)[0] == "released"
+        config = decoding_config(self.settings, requests[0].task, outputs, decoding, self.chat, self.side)
+        # The released script decodes plain masks, any of which may become any id.
+        canvases = None if released else [answer_canvas_of(self.settings, self.tokenizers, r, outputs, config.prefill)
+                                          for r in requests]
+        result = self._decode(self.prompts(requests, released), canvases, config, seeds)
+        return [read_answer(result, i, self.side, self.tokenizers, outputs, seed, released)
+                for i, seed in enumerate(seeds)]
 
-    def _decode(self, prompts: list[tuple[list[int], Tensor]], canvases: list[Canvas], config: DecodingConfig
-                ) -> DecodeResult:
+    def _decode(self, prompts: list[tuple[list[int], Tensor]], canvases: list[Canvas] | None, config: DecodingConfig,
+                seeds: list[int]) -> DecodeResult:
         ids = [torch.tensor(p, device=self.device) for p, _ in prompts]
         embeds = [self.denoiser.embed(i[None], f[None].to(self.device))[0] for i, (_, f) in zip(ids, prompts)]
-        return decode(self.denoiser, ids, config, prompt_embeds=embeds, canvas=canvases)
+        return decode(self.denoiser, ids, config, prompt_embeds=embeds, canvas=canvases, seeds=seeds)
 
     # --- from media to a prompt ---------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def prompts(self, requests: Sequence[Request]) -> list[tuple[list[int], Tensor]]:
-        """Ids [P] and aligned speech frames [P, dim] of each request; media encoded in one batch per kind."""
+    def prompts(self, requests: Sequence[Request], released: bool = False) -> list[tuple[list[int], Tensor]]:
+        """Ids [P] and aligned speech frames [P, dim] of each request; media encoded in one batch per kind.
+
+        `released`: as the released inference script asks, which differs from how training does.
+        """
         pictures = iter(self.image_codes([i for r in requests for i in r.images], self.settings.understanding_size))
         recordings = iter(self.tokenizers.speech_encoder.encode([w for r in requests for w in r.speech]))
         prompts = []
         for request in requests:
             images = [next(pictures) for _ in request.images]
             frames = [next(recordings) for _ in request.speech]
-            ids = self.chat.prompt(request.messages, images, [SpeechTokens(frames=len(f)) for f in frames])
+            messages = released_inference_messages(request.messages) if released else request.messages
+            ids = self.chat.prompt(messages, images, [SpeechTokens(frames=len(f)) for f in frames])
             prompts.append((ids, self._aligned(ids, frames)))
         return prompts
 
@@ -158,7 +182,7 @@ class OmniDiffusion:
 
     @torch.inference_mode()
     def inpaint(self, image: Image | PIL.Image.Image | str | Path, mask: np.ndarray | PIL.Image.Image,
-                prompt: str = "", decoding: Mapping[str, Any] | None = None, seed: int = 0) -> Answer:
+                prompt: str = "", decoding: Decoding = None, seed: int = 0) -> Answer:
         """Redraw what `mask` covers (bool [H, W], or a PIL picture, white = redraw), guided by `prompt`.
 
         The covered tokens become [MASK] and the others stay (figure 6 of the paper; no extra training). The mask is
@@ -169,10 +193,10 @@ class OmniDiffusion:
         hidden = token_mask(mask, picture.size, size, factor)
         codes = torch.tensor(self.image_codes([picture], size)[0]).view(hidden.shape)
         canvas = inpainting_canvas(self.tokenizers.vocabulary, codes, hidden, newline_id(self.tokenizers))
-        request = read_request([as_part(prompt or " ")], ("image",), "t2i")
-        config = decoding_config(self.settings, "t2i", ("image",), decoding, seed, self.chat)
-        result = self._decode(self.prompts([request]), [canvas], config)
-        return read_answer(result, 0, canvas, self.tokenizers, ("image",), seed)
+        request = Request(build_messages("t2i", prompt), "t2i", prompt)
+        config = decoding_config(self.settings, "t2i", ("image",), decoding, self.chat, self.side)
+        result = self._decode(self.prompts([request]), [canvas], config, [seed])
+        return read_answer(result, 0, self.side, self.tokenizers, ("image",), seed)
 
 
 def token_mask(mask: np.ndarray | PIL.Image.Image, image_size: tuple[int, int], size: int, factor: int) -> Tensor:

@@ -84,7 +84,9 @@ def read_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     config = Path(directory) / "tokenizer_config.json"
     named = json.loads(config.read_text()).get("tokenizer_class", "") if config.exists() else ""
     try:
-        return (Qwen2Tokenizer if named.startswith("Dream") else AutoTokenizer).from_pretrained(str(directory))
+        if named.startswith("Dream"):
+            return Qwen2Tokenizer.from_pretrained(str(directory))
+        return AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
     except Exception as error:  # transformers raises ValueError, OSError; tokenizers plain Exception
         reason = str(error).strip().splitlines()[0]
         raise VocabularyError(f"{directory}: no text tokenizer can be read there ({reason}); expected tokenizer.json, "

@@ -42,14 +42,14 @@ class Checkpoints:
     def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, write: bool = True) -> None:
         """Write the state after `step` steps and keep the last two. `write`: False on all processes but the first,
         which take part in gathering a sharded state."""
-        weights, moments = tensors(model, optimizer)
+        state, moments = tensors(model, optimizer)
         if not write:
             return
         final = self.directory / f"step-{step:08d}"
         partial = final.with_name(final.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file(weights, partial / "model.safetensors")
+        save_file(state, partial / "model.safetensors")
         save_file(moments, partial / "optimizer.safetensors")
         files = {path.name: _flushed_hash(path) for path in sorted(partial.iterdir())}
         (partial / "state.json").write_text(json.dumps(
@@ -112,13 +112,18 @@ class Checkpoints:
                                   "another output folder, or start afresh with resume=False")
 
 
-def tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """All weights, and all optimizer moments as `<weight>.<moment>`, on the CPU; gathered where they are sharded.
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """All weights by name, on the CPU; gathered where they are sharded.
 
     Of several processes all must call it, and the first alone gets them.
     """
+    return _plain(get_model_state_dict(model, options=GATHERED))
+
+
+def tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """`weights`, and likewise all optimizer moments as `<weight>.<moment>`."""
     moments = get_optimizer_state_dict(model, optimizer, options=GATHERED).get("state", {})
-    return (_plain(get_model_state_dict(model, options=GATHERED)),
+    return (weights(model),
             _plain({f"{name}.{key}": value for name, kept in moments.items() for key, value in kept.items()}))
 
 

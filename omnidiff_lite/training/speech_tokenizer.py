@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from omnidiff_lite.config import Budget, SpeechTokenizerConfig
 from omnidiff_lite.media import MediaError, Waveform
-from omnidiff_lite.tokenizers.speech_tokenizer import HOP, RATE, SpeechTokenizer, pad_features
+from omnidiff_lite.tokenizers.speech_tokenizer import RATE, SpeechTokenizer, pad_features
 from omnidiff_lite.training.characters import check_alphabet, ctc_loss, target_symbols
 from omnidiff_lite.training.fit import fit
-from omnidiff_lite.training.utterances import draw, padded_length, shown, vary_speed
+from omnidiff_lite.training.utterances import draw, padded_length, vary_speed
 
-CONTINUOUS = 0.3  # share of the steps in which the head reads the states themselves, before there is a codebook
+CONTINUOUS = 0.1  # share of the steps in which the head reads the states themselves, before there is a codebook
 COMMITMENT = 0.25  # weight of the states' pull to their codes (van den Oord et al., 2017, beta)
 START_BATCHES = 8  # whose states the codebook starts from
 
@@ -73,10 +73,10 @@ def train_speech_tokenizer(config: SpeechTokenizerConfig, utterances: Sequence[t
                            progress: bool = True) -> tuple[SpeechTokenizer, pd.DataFrame]:
     """Train a tokenizer from nothing on (recording, text) pairs of up to 30 s; `config.ctc_vocabulary` must be set.
 
-    `augment`: other speeds, and parts of the features hidden (see `utterances`), so that voices matter less. Returns it
-    in eval mode and one row a step: loss, ctc (nats per character), commitment (see `Quantized`) and the number of
-    codes that the batch used; the last two are 0 until the codebook starts. Raises `ValueError` where a text cannot be
-    spelled in the CTC steps of its recording, or the alphabet does not fit.
+    `augment`: recordings at other speeds, so that voices matter less. Returns it in eval mode and one row a step: loss,
+    ctc (nats per character), commitment (see `Quantized`) and the number of codes that the batch used; the last two
+    are 0 until the codebook starts. Raises `ValueError` where a text cannot be spelled in the CTC steps of its
+    recording, or the alphabet does not fit.
     """
     check_alphabet(config.ctc_vocabulary, "speech_tokenizer")
     with torch.random.fork_rng():
@@ -92,10 +92,7 @@ def train_speech_tokenizer(config: SpeechTokenizerConfig, utterances: Sequence[t
     def batch(step: int) -> tuple[list[int], tuple[Tensor, Tensor]]:
         chosen = draw(mels, budget.batch, step, seed)
         length = padded_length([mels[i] for i in chosen], max(mels), 2 * config.pooling)
-        inputs, mask = pad_features([features[i] for i in chosen], [masks[i] for i in chosen], length)
-        if augment:
-            inputs *= shown(len(chosen), length, config.mels, RATE / HOP, step, seed).mT
-        return chosen, (inputs, mask)
+        return chosen, pad_features([features[i] for i in chosen], [masks[i] for i in chosen], length)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         start = int(CONTINUOUS * budget.steps)

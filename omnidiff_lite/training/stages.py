@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
+from accelerate import PartialState
 
 from omnidiff_lite.backbone import Denoiser, DenoiserConfig
 from omnidiff_lite.config import Preset
 from omnidiff_lite.data.encode import EncodedSample, build_dataset
 from omnidiff_lite.training.batches import derive_seed
+from omnidiff_lite.training.checkpoint import weights
 from omnidiff_lite.training.step import TrainingError
 from omnidiff_lite.training.trainer import Datasets, Resume, stage_config, train_stage, validate
 
@@ -56,10 +58,18 @@ def run_stage(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser
         datasets, held_out = (world_data(preset, tokenizers, mix, split, seed, cache_dir, workers, progress)
                                for split in ("train", "validation"))
     log = train_stage(preset, stage, denoiser, datasets, out_dir, seed, resume, progress, stop_after)
-    if held_out:
-        validate(preset, denoiser, held_out).to_csv(Path(out_dir) / "validation.csv", index=False)
-    denoiser.save_pretrained(Path(out_dir) / "denoiser")
+    _save(denoiser, validate(preset, denoiser, held_out) if held_out else None, Path(out_dir))
     return denoiser, log
+
+
+def _save(denoiser: Denoiser, validation: pd.DataFrame | None, out_dir: Path) -> None:
+    """What a stage leaves, written by the first process; all must call it, as sharded weights are gathered from all."""
+    processes, state = PartialState(), weights(denoiser)
+    if processes.is_main_process:
+        if validation is not None:
+            validation.to_csv(out_dir / "validation.csv", index=False)
+        denoiser.save_pretrained(out_dir / "denoiser", state_dict=state)
+    processes.wait_for_everyone()
 
 
 def new_denoiser(preset: Preset, tokenizers: Tokenizers, seed: int = 0, **fields: object) -> Denoiser:

@@ -81,7 +81,8 @@ class Stepper:
                    "tokens_per_second": tokens / seconds, "data_seconds": data_seconds, "seconds": self.seconds}
         if not math.isfinite(figures["loss"] + figures["gradient_norm"]):
             raise TrainingError(f"step {step}: the loss is {figures['loss']}, the gradient's norm "
-                                f"{figures['gradient_norm']}; lower the learning rate (now {rate:g}) and resume")
+                                f"{figures['gradient_norm']}; start afresh (--fresh, or resume=False) with a lower "
+                                f"learning rate (here {rate:g})")
         return figures | {f"loss_{task}": loss / n if n else None
                           for task, loss, n in zip(self.stream.tasks, losses, counts)}
 

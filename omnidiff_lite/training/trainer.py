@@ -30,6 +30,7 @@ from omnidiff_lite.backbone import Denoiser, DenoiserConfig
 from omnidiff_lite.config import Preset, StageConfig, TrainingConfig, to_dict
 from omnidiff_lite.data.encode import EncodedSample
 from omnidiff_lite.data.packing import PackedStream, pack_all
+from omnidiff_lite.provenance import source_hash
 from omnidiff_lite.training.batches import choose_scored, collate
 from omnidiff_lite.training.checkpoint import Checkpoints
 from omnidiff_lite.training.log import StepLog, read_log
@@ -38,6 +39,9 @@ from omnidiff_lite.training.step import AnswerLoss, Stepper, TrainingError
 FIGURES = ["loss", "learning_rate", "gradient_norm", "tokens", "scored", "efficiency", "tokens_per_second",
            "data_seconds", "seconds"]
 HOW = ("compile", "recompute", "micro_rows", "checkpoint_every")  # settings that may change when a run is resumed
+SOURCES = ("backbone.py", "diffusion/corruption.py", "diffusion/loss.py", "data/packing.py", "training/step.py",
+           "training/batches.py", "training/trainer.py")  # the code that decides what a step does
+NOTES = ("transformers_version", "architectures", "dtype", "_name_or_path")  # beside a config's fields once it is saved
 VALIDATION = 4  # in place of a stage's number where masks are drawn
 Resume = Literal[True, False, "auto"]
 Datasets = dict[str, list[EncodedSample]]
@@ -63,7 +67,8 @@ def train_stage(preset: Preset, stage: int, denoiser: Denoiser, datasets: Datase
     """Train `denoiser` in place; returns one row a step, as in `out_dir/log.csv`. Leaves it in eval mode.
 
     `datasets`: encoded samples by task, at least those of the stage's mix. `resume`: True goes on from the newest good
-    checkpoint under `out_dir` and refuses another run's; "auto" starts afresh there; False always does. `stop_after`:
+    checkpoint under `out_dir` and refuses another run's (other settings, data, weights or training code); "auto" starts
+    afresh there; False always does. `stop_after`:
     end, with a checkpoint, after this many steps of the stage. Several processes (`accelerate launch`) share the rows.
     Raises `TrainingError`, `PackingError`, `CheckpointError`.
     """
@@ -116,19 +121,18 @@ def _packing(config: TrainingConfig, denoiser: DenoiserConfig) -> dict[str, int]
 
 
 def fingerprint(preset: Preset, stage: int, denoiser: Denoiser, stream: PackedStream) -> dict[str, Any]:
-    """What makes a run this run: settings, data and the weights it starts from, flat and JSON-plain."""
+    """What makes a run this run: code, settings, data and the weights it starts from, flat and JSON-plain."""
     training = {key: value for key, value in to_dict(preset.training).items()
                 if not isinstance(value, dict) and key not in HOW}
     plan = {key: value for key, value in to_dict(stage_config(preset, stage)).items() if key != "mix"}
     start = _digest(tensor for _, tensor in sorted(denoiser.state_dict().items()))
-    return ({"stage": stage, "seed": stream.seed, "start": start}
+    return ({"stage": stage, "seed": stream.seed, "start": start, "source": source_hash(*SOURCES)}
             | {f"training.{key}": value for key, value in training.items()}
             | {f"training.stage{stage}.{key}": value for key, value in plan.items()}
             | {f"mix.{task}": share for task, share in stream.shares.items()}
             | {f"data.{task}": f"{len(stream.data[task])} samples, {_digest(_arrays(stream.data[task]))}"
                for task in stream.tasks}
-            | {f"denoiser.{key}": getattr(denoiser.config, key) for key in (
-                "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "is_causal")})
+            | {f"denoiser.{key}": value for key, value in denoiser.config.to_dict().items() if key not in NOTES})
 
 
 def _arrays(samples: Sequence[EncodedSample]) -> Iterator[np.ndarray]:

@@ -1,8 +1,9 @@
 """Samples of every task of the paper, drawn from the embedded world.
 
 Sample i of a (task, split, seed) is drawn from a generator of its own, so it depends neither on how many samples are
-asked for nor on the process. Users speak in the voices of the split (training voices, voices held out for validation
-and test, a third set for the judges); the assistant always answers in one voice, as in the paper's SDVI.
+asked for nor on the process. Sentences to read or to transcribe (asr, tts, utterances) belong to one split each. Users
+speak in the voices of the split (training voices, voices held out for validation and test, a third set for the
+judges); the assistant always answers in one voice, as in the paper's SDVI.
 
 Every sample's meta has "text" (what the user writes or says, without the task's prompt) and "answer" (what is to be
 written or, in speech synthesis, said), and where they apply "question", "kind", "choices", "caption", and "scene" or
@@ -71,7 +72,8 @@ def samples(task: str, split: str, n: int, seed: int, config: WorldConfig) -> li
 
 
 def utterances(split: str, n: int, seed: int, config: WorldConfig) -> list[Utterance]:
-    """`n` sentences, each in one of the split's voices. The split "answer": training sentences in the answer voice."""
+    """`n` sentences of a split, each in one of its voices. The split "answer": training sentences in the answer voice;
+    judges hear training sentences too."""
     voices, part = voices_of(split, config), "train" if split == "answer" else split
     drawn = (_draw("asr", stream("utterance", split, seed, i), config, part, voices) for i in range(n))
     return [Utterance(sample.meta["text"], sample.audios[0]) for sample in drawn]

@@ -1,6 +1,7 @@
 """What the embedded world says aloud: captions, questions, statements, and short phrases for variety.
 
 Spoken text is lower-case letters and single spaces, so that a transcript is compared word by word and needs no rules.
+A sentence belongs to one split, by a hash of its words: none that is tested has been trained on.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from omnidiff_lite.config import WorldConfig
 from omnidiff_lite.world.captions import article, caption
 from omnidiff_lite.world.questions import ask, choose, number_word
 from omnidiff_lite.world.scenes import COLORS, SHAPES, SIZES, sample_scene
-from omnidiff_lite.world.splits import RELATIONS
+from omnidiff_lite.world.splits import RELATIONS, item_split, training_part
 from omnidiff_lite.world.text_qa import DAYS, MONTHS, sample_text_question
 
 SHARES = {"caption": 0.35, "question": 0.2, "text question": 0.2, "statement": 0.15, "phrase": 0.1}
@@ -28,9 +29,16 @@ def spoken(text: str) -> str:
 
 
 def sample_sentence(rng: np.random.Generator, config: WorldConfig, split: str) -> str:
-    """One sentence of a split, of a kind drawn with `SHARES`; its scenes and questions are those of the split."""
-    kind = str(rng.choice(tuple(SHARES), p=tuple(SHARES.values())))
-    return spoken(_SENTENCES[kind](rng, config, split))
+    """One sentence that belongs to a split (judges share the training part), of a kind drawn with `SHARES`.
+
+    Its scenes and questions are those of the split too.
+    """
+    part = training_part(split)
+    while True:
+        kind = str(rng.choice(tuple(SHARES), p=tuple(SHARES.values())))
+        text = spoken(_SENTENCES[kind](rng, config, split))
+        if item_split(text) == part:
+            return text
 
 
 def _caption(rng: np.random.Generator, config: WorldConfig, split: str) -> str:

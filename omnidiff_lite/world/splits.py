@@ -52,7 +52,7 @@ def combinations_split(combinations: Iterable[tuple[str, str, str]]) -> Split:
 
 
 def item_split(key: str) -> Split:
-    """The split of an item that has no combinations (a chart), by a hash of its whole content: 70 / 10 / 20 %."""
+    """The split of a chart or a sentence, by a hash of its whole content: 70 / 10 / 20 %."""
     share = digest("item", key) % 10
     return "test" if share < 2 else "validation" if share < 3 else "train"
 
