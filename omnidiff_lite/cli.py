@@ -108,9 +108,12 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
          "omnidiff generate --image photo.jpg --speech question.flac --to text,speech --out answer/")
 @arguments(_generate_arguments)
 def _generate(options: argparse.Namespace) -> None:
+    import transformers
+
     from omnidiff_lite.media import Image, Speech, Text
     from omnidiff_lite.pipeline import OmniDiffusion, default_checkpoint
 
+    transformers.logging.disable_progress_bar()
     given = [(Text, options.text), (Speech, options.speech), (Image, options.image)]
     inputs = [kind(value) for kind, value in given if value is not None]
     if not inputs:
@@ -118,7 +121,8 @@ def _generate(options: argparse.Namespace) -> None:
     for part in inputs[bool(options.text is not None):]:
         part.load()  # a bad file is told before the model is loaded
     model = OmniDiffusion.from_pretrained(options.checkpoint or default_checkpoint(), dtype=options.dtype)
-    decoding = {key: value for key in ("steps", "style") if (value := getattr(options, key))}
+    chosen = {"steps": options.steps, "style": options.style}
+    decoding = {key: value for key, value in chosen.items() if value is not None}
     answer = model.generate(inputs, to=options.to.split(","), task=options.task, decoding=decoding, seed=options.seed)
     for line in answer.save(options.out):
         print(line)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from omnidiff_lite.pipeline import Answer
     from omnidiff_lite.vocabulary import Vocabulary
 
-STYLE = {"figure.dpi": 96, "savefig.dpi": 120, "figure.constrained_layout.use": True, "font.size": 9,
+STYLE = {"figure.dpi": 96, "savefig.dpi": 120, "savefig.bbox": "tight", "figure.constrained_layout.use": True, "font.size": 9,
          "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
          "axes.titlesize": 10, "legend.frameon": False}
 PALETTE = {"text": "#4c78a8", "special": "#54a24b", "speech": "#e45756", "image": "#f2a900", "mask": "#e6e6e6"}
@@ -41,14 +41,16 @@ def pictures(images: Sequence[PIL.Image.Image | None], titles: Sequence[str] = (
     """Pictures in rows, a title above each; an empty frame where there is none."""
     columns = min(columns, max(1, len(images)))
     rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.35) * rows), squeeze=False)
+    wrapped = [_wrapped(title, int(size * 14)) for title in titles]
+    above = 0.15 * max((title.count("\n") + 1 for title in wrapped), default=0)  # inches
+    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + above) * rows), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for i, (axis, image) in enumerate(zip(axes.flat, images)):
         if image is not None:
             axis.imshow(image, interpolation="nearest")
-        if i < len(titles):
-            axis.set_title(_wrapped(titles[i], int(size * 14)), fontsize=7)
+        if i < len(wrapped):
+            axis.set_title(wrapped[i], fontsize=7)
     return figure
 
 
@@ -101,7 +103,7 @@ def decoding_orders(maps: dict[str, np.ndarray]) -> Figure:
 
 def intervals(rows: pd.DataFrame, title: str = "", xlabel: str = "") -> Figure:
     """Dots with 95 % intervals; `rows` has the columns label, value, low, high."""
-    rows = rows.dropna(subset=["value"]).iloc[::-1]
+    rows = rows.dropna(subset=["value"]).iloc[::-1].astype({"low": float, "high": float})  # no interval: None
     figure, axis = plt.subplots(figsize=(6, 0.6 + 0.3 * len(rows)))
     low, high = rows["value"] - rows["low"], rows["high"] - rows["value"]
     axis.errorbar(rows["value"], range(len(rows)), xerr=[low.clip(lower=0), high.clip(lower=0)], fmt="o",

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from denoiser_golden import GOLDEN
 
-from omnidiff_lite.diffusion.corruption import append_tail_pads, corrupt, sample_time
+from omnidiff_lite.diffusion.corruption import corrupt, sample_time
 
 RELEASED = json.loads((GOLDEN / "forward_process.json").read_text())
 PAD, RUNS = 151643, RELEASED["runs"]
@@ -76,20 +75,3 @@ def test_same_seed_same_mask():
     ids = torch.zeros(4, 50, dtype=torch.long)
     assert torch.equal(corrupt(ids, False, 0.5, 0.6, seeded(3)), corrupt(ids, False, 0.5, 0.6, seeded(3)))
     assert not torch.equal(corrupt(ids, False, 0.5, 0.6, seeded(3)), corrupt(ids, False, 0.5, 0.6, seeded(4)))
-
-
-def test_tail_pads():
-    rng = np.random.default_rng(0)
-    counts = set()
-    for _ in range(200):
-        ids, labels = append_tail_pads([1, 2], [-100, 2], pad=9, maximum=4, rng=rng)
-        n = len(ids) - 2
-        counts.add(n)
-        assert ids.tolist() == [1, 2] + [9] * n and labels.tolist() == [-100, 2] + [9] * n  # pads are predicted too
-    assert counts == {1, 2, 3, 4}
-
-
-def test_no_tail_pads_where_the_sample_holds_one_or_none_are_wanted():
-    rng = np.random.default_rng(0)
-    assert append_tail_pads([1, 9], [-100, 9], pad=9, maximum=4, rng=rng)[0].tolist() == [1, 9]
-    assert append_tail_pads([1, 2], [-100, 2], pad=9, maximum=0, rng=rng)[0].tolist() == [1, 2]

@@ -13,7 +13,7 @@ from omnidiff_lite.diffusion import filters
 from omnidiff_lite.diffusion.canvas import Canvas, Span, answer_canvas, inpainting_canvas
 from omnidiff_lite.diffusion.decoding import DecodingConfig, decode
 from omnidiff_lite.diffusion.guidance import combine, unconditional_prompt
-from omnidiff_lite.diffusion.schedule import adaptive_length, plan
+from omnidiff_lite.diffusion.schedule import plan
 from omnidiff_lite.tokenizers.text import extend, train_text_tokenizer
 from omnidiff_lite.vocabulary import Vocabulary
 
@@ -332,8 +332,7 @@ def test_released_and_paper_settings():
     assert (t2i.length, t2i.algorithm) == (256, "entropy")
     assert (t2i.position_penalty, t2i.position_penalty_mode) == (0.5, "fixed")
     assert DecodingConfig.paper("svqa", V).prefill == {0.25: V.begin_of_audio}
-    assert DecodingConfig.paper("tts").step_count(adaptive_length("tts", 10)) == 17
-    assert adaptive_length("asr", 100) == 20
+    assert DecodingConfig.paper("tts").step_count(35) == 17
     with pytest.raises(ConfigError, match="'dubbing'; choose one of"):
         DecodingConfig.paper("dubbing")
 

@@ -98,7 +98,8 @@ def test_files_are_never_cached(tmp_path):
 
 @pytest.mark.parametrize("kind, ref", [
     ("image", "nowhere.png"), ("speech", "nowhere.wav"), (None, "scene:{"), (None, 'chart:{"kind": "pie"}'),
-    (None, "speech:{}"), (None, 'speech:{"text": "...", "voice": {"name": "x", "language": "en-us", "variant": "m1"}}')])
+    (None, "speech:{}"),
+    (None, 'speech:{"text": "...", "voice": {"name": "x", "language": "en-us", "variant": "m1"}}')])
 def test_a_bad_reference_is_one_error_that_names_it(kind, ref):
     with pytest.raises(MediaError) as caught:
         load_many([REFS[kind == "speech"], ref], kind=kind)

@@ -48,7 +48,7 @@ def test_a_notebook_runs(road, name):
 @pytest.mark.notebooks
 def test_the_run_leaves_what_the_readme_promises(road):
     artifacts, rows = road
-    assert sum(row["minutes"] for row in rows.values()) < 15 and max(row["peak_gib"] for row in rows.values()) < 6
+    assert sum(row["minutes"] for row in rows.values()) < 10 and max(row["peak_gib"] for row in rows.values()) < 6
     assert {p.stem for p in artifacts.tables.glob("*.md")} >= {"table1_speech", "table2_vision", "table3_sampling"}
     assert {p.stem for p in artifacts.tables.glob("*.csv")} >= {"table1_speech", "table2_vision", "table3_sampling"}
     assert list(artifacts.figures.glob("*.png"))

@@ -30,6 +30,7 @@ def test_any_to_any_is_well_formed(tiny_model, inputs):
         assert (answer.text is not None) == ("text" in outputs)
         assert (answer.speech is not None) == ("speech" in outputs)
         assert (answer.image is not None) == ("image" in outputs)
+        assert answer.text is None or answer.text.strip(), "an answer in text says something"
         if answer.image:
             assert answer.image.size == (64, 64)
         if answer.speech:

@@ -3,6 +3,9 @@
 import json
 import re
 import shlex
+import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +14,17 @@ from omnidiff_lite.cli import COMMANDS
 from omnidiff_lite.reproduce import ROAD, declared_parameters
 
 README = (CLONE / "README.md").read_text()
+
+
+def test_no_tracked_file_names_a_path_of_some_machine():
+    """Paths of whoever built it, in text or in committed outputs."""
+    listed = subprocess.run(["git", "-C", str(CLONE), "ls-files"], capture_output=True, text=True).stdout.split()
+    places = {str(p) for p in (CLONE.parent, Path.home(), Path(tempfile.gettempdir()))} - {"/"}
+    machine = re.compile("|".join(rf"(?<![\w.}}/-]){re.escape(place)}/\w" for place in places))
+    kinds = {".py", ".md", ".yaml", ".yml", ".toml", ".txt", ".ipynb", ".json", ".csv", ".html"}
+    found = [name for name in listed if Path(name).suffix in kinds and (CLONE / name).exists()
+             and machine.search((CLONE / name).read_text(errors="ignore"))]
+    assert not found
 
 
 def test_every_linked_file_exists():
@@ -37,4 +51,5 @@ def test_minutes_and_memory_are_those_of_the_committed_run():
     for name, row in rows.items():
         assert re.search(rf"\[{name[:2]}\]\(notebooks/{name}.ipynb\).*\| {row['minutes']:.1f} \| {row['peak_gib']:.1f} \|",
                          README), f"{name}: {row}"
-    assert f"| all | | {sum(r['minutes'] for r in rows.values()):.1f} | {max(r['peak_gib'] for r in rows.values()):.1f} |" in README
+    minutes, peak = sum(r["minutes"] for r in rows.values()), max(r["peak_gib"] for r in rows.values())
+    assert f"| all | | {minutes:.1f} | {peak:.1f} |" in README and "{" not in re.sub(r"(?s)```.*?```", "", README)

@@ -1,13 +1,15 @@
 """Records travel through JSON unchanged; the paper's numbers keep their version; tables keep sources apart."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
+from omnidiff_lite import plots
 from omnidiff_lite.evaluation.records import (Record, RecordError, measured, missing, over_seeds, paper_records,
                                               read_records, with_provenance, write_records)
-from omnidiff_lite.evaluation.statistics import Estimate
+from omnidiff_lite.evaluation.statistics import Estimate, ratio_interval
 from omnidiff_lite.evaluation.tables import cell_text, comparison, row_label, save_table, to_markdown
 
 KEYS = {"table", "row", "column", "value", "low", "high", "n", "seeds", "source", "provenance"}
@@ -100,6 +102,16 @@ def test_a_table_groups_its_columns_by_source(ours):
 def test_two_records_for_one_cell_are_an_error(ours):
     with pytest.raises(ValueError, match="two records"):
         comparison(ours + ours)
+
+
+def test_a_value_without_an_interval_says_why(tmp_path):
+    (record,) = measured("t", "diffusion", 0, {"asr_wer": ratio_interval([0] * 8, [5] * 8)})
+    assert cell_text(record) == "0.0 [no interval: all items are alike] n=8"
+    assert read_records(write_records(tmp_path / "t.json", [record])) == [record]
+    (merged,) = over_seeds([[record], [replace(record, value=1.0)]])
+    assert merged.low is not None and not merged.reason
+    figure = plots.intervals(pd.DataFrame([{"label": "x", "value": record.value, "low": record.low, "high": record.high}]))
+    assert len(figure.axes[0].get_yticks()) == 1
 
 
 def test_missing_cells_show_their_reason():

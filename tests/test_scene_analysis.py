@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy import ndimage
 
 from omnidiff_lite.config import WorldConfig
 from omnidiff_lite.evaluation.scene_analysis import Found, analyse, read, score
-from omnidiff_lite.world.scenes import Object, Scene, render, sample_scene
+from omnidiff_lite.world.scenes import BACKGROUNDS, Object, Scene, render, sample_scene
 from omnidiff_lite.world.splits import stream
 
 SMALL = WorldConfig(image_size=64, max_objects=2, grid=2)
@@ -48,6 +49,15 @@ def test_clean_pictures_are_read_without_error(config):
 def test_damage_of_a_tokenizer_is_survived(config):
     assert accuracy(config, lambda image, rng: noisy(image, 26, rng)) >= 0.97
     assert accuracy(config, lambda image, rng: blurred(image, 1.5)) >= 0.97
+
+
+def test_what_differs_from_the_ground_away_from_every_colour_is_no_object():
+    """A bright patch on grey: nothing of it lies between the ground and a colour. Read without a warning."""
+    pixels = np.full((64, 64, 3), BACKGROUNDS["grey"], np.uint8)
+    pixels[6:26, 6:26] = 254, 230, 251
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert analyse(Image.fromarray(pixels), SMALL) == []
 
 
 def test_blur_of_26_decibels_is_survived_at_64_pixels():

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from omnidiff_lite.config import Budget, SpeechEncoderConfig
 from omnidiff_lite.media import MediaError, Waveform
+from omnidiff_lite.tokenizers.characters import ctc_loss, decode, encode, normalise, steps_needed, transcribe
 from omnidiff_lite.tokenizers.speech_encoder import OMNI_PREFIX, SpeechEncoder, sinusoid
 from omnidiff_lite.tokenizers.speech_features import fbank, read_statistics, stack_frames, statistics
-from omnidiff_lite.training.characters import ctc_loss, decode, encode, normalise, steps_needed, transcribe
 from omnidiff_lite.training.judges import train_recognition_judge
 from omnidiff_lite.training.speech_encoder import train_speech_encoder
 from omnidiff_lite.training.utterances import draw, padded_length, shown, vary_speed

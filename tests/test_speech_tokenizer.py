@@ -12,8 +12,8 @@ from torch import nn
 
 from omnidiff_lite.config import Budget, SpeechTokenizerConfig
 from omnidiff_lite.media import MediaError, Waveform
+from omnidiff_lite.tokenizers.characters import encode, transcribe
 from omnidiff_lite.tokenizers.speech_tokenizer import WHISPER_PREFIX, SpeechTokenizer
-from omnidiff_lite.training.characters import encode, transcribe
 from omnidiff_lite.training.speech_tokenizer import Codebook, train_speech_tokenizer
 from omnidiff_lite.weights import CheckpointError, strict_load
 
@@ -197,7 +197,7 @@ def test_training_puts_what_is_said_into_the_tokens():
     budget = Budget(steps=150, batch=12, learning_rate=5e-3)
     tokenizer, history = train_speech_tokenizer(SMALL, utterances, budget, seed=0, augment=False, progress=False)
     assert history.ctc.iloc[-1] < 0.1 * history.ctc.iloc[0]
-    assert not tokenizer.training and history.codes.iloc[-1] > 8
+    assert not tokenizer.training and history.codes.iloc[-1] >= 6, "at least a code a letter"
     read = transcribe(tokenizer, [wave for wave, _ in utterances])
     assert sum(one == two for one, two in zip(read, WORDS)) >= 10
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from omnidiff_lite.evaluation.statistics import (bootstrap_interval, mean_interval, median_interval, paired_difference,
-                                                 proportion_interval, ratio_interval, seed_interval)
+from omnidiff_lite.evaluation.statistics import (ALIKE, bootstrap_interval, mean_interval, median_interval,
+                                                 paired_difference, proportion_interval, ratio_interval, seed_interval)
 
 
 def coverage(simulate, truth: float, trials: int = 300) -> float:
@@ -62,16 +62,53 @@ def test_strata_keep_their_sizes():
     share = lambda sums: sums[..., 1] / sums[..., 0]  # noqa: E731
     free = bootstrap_interval(items, share)
     kept = bootstrap_interval(items, share, strata=items[:, 1])
-    assert free.low < 0.5 < free.high and (kept.low, kept.high) == (0.5, 0.5)
+    assert free.low < 0.5 < free.high and (kept.low, kept.high, kept.reason) == (None, None, ALIKE)
 
 
-def test_all_wrong_still_has_an_upper_bound():
-    """The exact bound is for shares only: eight cosines of 1 are eight cosines of 1."""
-    assert mean_interval([1.0] * 8).low == 1
-    estimate = proportion_interval([0] * 8)
-    assert (estimate.value, estimate.low) == (0, 0)
-    assert estimate.high == pytest.approx(1 - 0.025 ** (1 / 8))
-    assert proportion_interval([1] * 8).low == pytest.approx(0.025 ** (1 / 8))
+REACH = 1 - 0.025 ** (1 / 8)  # what 8 items without an exception leave open
+
+
+@pytest.mark.parametrize("interval", [mean_interval, proportion_interval])
+def test_all_wrong_still_has_an_upper_bound(interval):
+    for items in ([0] * 8, [False] * 8, [0.0] * 8):
+        estimate = interval(items)
+        assert (estimate.value, estimate.low, estimate.reason) == (0, 0, "") and estimate.high == pytest.approx(REACH)
+    assert interval([True] * 8).low == pytest.approx(1 - REACH) and interval([True] * 8).high == 1
+    pairs = interval([0] * 16, groups=np.repeat(np.arange(8), 2))
+    assert pairs.high == pytest.approx(REACH), "two questions about a picture are one trial"
+
+
+def test_the_bound_covers_rare_events():
+    """Of 30 items, right once in 50, most test sets show none: the bootstrap alone would be wrong every time."""
+    assert coverage(lambda rng, s: mean_interval(rng.random(30) < 0.02, samples=200, seed=s), 0.02) >= 0.95
+
+
+def test_the_bound_of_a_mean_is_in_its_own_unit():
+    """0..200 points a picture, all of them 0, 200 or 50."""
+    low, middle, high = (mean_interval([points] * 8, bounds=(0, 200)) for points in (0.0, 50.0, 200.0))
+    assert (low.low, low.high) == (0, pytest.approx(200 * REACH))
+    assert (middle.low, middle.high) == (pytest.approx(50 - 50 * REACH), pytest.approx(50 + 150 * REACH))
+    assert (high.low, high.high) == (pytest.approx(200 - 200 * REACH), 200)
+
+
+def test_a_share_among_some_rests_on_those():
+    right, among = [False] * 20, [True] * 8 + [False] * 12
+    estimate = proportion_interval(right, among)
+    assert estimate.high == pytest.approx(REACH) and estimate.n == 20
+    assert proportion_interval([True] * 4 + [False] * 16, among).value == 0.5
+
+
+def test_what_has_no_bound_has_no_interval():
+    """No errors in eight sentences: a word error rate may be anything."""
+    for estimate in (mean_interval([0.3] * 8), ratio_interval([0] * 8, [5] * 8)):
+        assert (estimate.low, estimate.high, estimate.reason) == (None, None, ALIKE)
+        assert estimate.scaled(100).low is None
+
+
+def test_a_difference_of_two_that_are_all_wrong_is_not_known_to_be_nothing():
+    difference = paired_difference([0] * 8, [0] * 8)
+    assert (difference.value, difference.low, difference.high) == (0, pytest.approx(-REACH), pytest.approx(REACH))
+    assert paired_difference([0.3] * 8, [0.3] * 8).reason == ALIKE
 
 
 def test_a_paired_difference_finds_what_separate_intervals_hide():

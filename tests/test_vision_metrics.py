@@ -8,6 +8,7 @@ import sacrebleu
 
 from omnidiff_lite.evaluation.cider import cider_scores
 from omnidiff_lite.evaluation.requests import Settings
+from omnidiff_lite.evaluation.statistics import bootstrap_interval, ratio
 from omnidiff_lite.evaluation.vision import (bleu, bleu_statistics, chosen_letter, mme_scores, multiple_choice_accuracy,
                                              pope_scores, yes_or_no)
 
@@ -33,6 +34,39 @@ def test_pope_without_any_yes_is_zero_not_undefined():
     scores = pope_scores(["yes", "no"], [None, "no"], settings=FEW)
     assert scores["precision"].value == scores["f1"].value == scores["recall"].value == 0
     assert scores["accuracy"].value == 50
+
+
+def test_popes_zeros_have_upper_bounds():
+    """Eight questions, four of them to be answered yes; yes is said in the four wrong places, or nowhere."""
+    answers = ["yes"] * 4 + ["no"] * 4
+    open_end = 100 * (1 - 0.025 ** (1 / 4))
+    wrong = pope_scores(answers, ["no"] * 4 + ["yes"] * 4, settings=FEW)
+    assert [wrong[name].low for name in ("accuracy", "precision", "recall", "f1")] == [0, 0, 0, 0]
+    assert wrong["precision"].high == wrong["recall"].high == pytest.approx(open_end)
+    overlap = 1 - 0.025 ** (1 / 8)
+    assert wrong["f1"].high == pytest.approx(100 * 2 * overlap / (1 + overlap))
+    never = pope_scores(answers, ["no"] * 8, settings=FEW)
+    assert never["recall"].high == pytest.approx(open_end)
+    assert never["precision"].low is None and "share of no items" in never["precision"].reason
+
+
+def test_f1_and_its_interval_are_those_of_the_usual_formula():
+    rng = np.random.default_rng(0)
+    truth, said = rng.random(200) < 0.5, rng.random(200) < 0.6
+    words = lambda flags: ["yes" if flag else "no" for flag in flags]  # noqa: E731
+    f1 = pope_scores(words(truth), words(said), settings=FEW)["f1"]
+    items = np.column_stack([2 * (truth & said), 1 * truth + said])
+    usual = bootstrap_interval(items, ratio, **FEW.resampling).scaled(100)
+    assert (f1.value, f1.low, f1.high) == pytest.approx((usual.value, usual.low, usual.high), rel=1e-3)
+
+
+def test_mme_where_nothing_is_right_has_upper_bounds():
+    subtasks, pictures = ["count"] * 8 + ["color"] * 8, [str(i // 2) for i in range(16)]
+    scores = mme_scores(subtasks, pictures, [False] * 16, FEW)
+    open_end = 200 * (1 - 0.025 ** (1 / 4))
+    assert (scores["mme_count"].low, scores["mme_count"].high) == (0, pytest.approx(open_end))
+    assert (scores["mme_p"].low, scores["mme_p"].high) == (0, pytest.approx(2 * open_end))
+    assert mme_scores(subtasks, pictures, [True] * 16, FEW)["mme_p"].low == pytest.approx(400 - 2 * open_end)
 
 
 def test_mme_counts_questions_and_whole_pictures():

@@ -172,7 +172,8 @@ def _encode_media(uses: Sequence[Sequence[Use]], tokenizers: Tokenizers, progres
         wanted["image" if use.kind == "image" else "speech"].setdefault(use.ref, []).append(use)
     chunks = [(kind, refs) for kind, by_ref in wanted.items() for refs in _chunks(list(by_ref), CHUNK)]
     encoded: dict[Use, Encoded] = {}
-    with tqdm(total=sum(map(len, wanted.values())), desc="media", unit="", mininterval=5.0, disable=not progress) as bar:
+    total = sum(map(len, wanted.values()))
+    with tqdm(total=total, desc="media", unit="", mininterval=5.0, disable=not progress) as bar:
         for kind, refs in chunks:
             try:
                 media = dict(zip(refs, load_many(refs, kind=kind, **loading), strict=True))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,19 +44,6 @@ def corrupt(answer_ids: Tensor, is_pad: Tensor | bool, t: Tensor | float, gamma:
         t = t.unsqueeze(-1)
     probability = torch.where(torch.as_tensor(is_pad, device=answer_ids.device), gamma * t, t)
     return (_uniform(answer_ids.shape, generator, answer_ids.device) < probability) & (answer_ids >= 0)
-
-
-def append_tail_pads(ids: Sequence[int] | np.ndarray, labels: Sequence[int] | np.ndarray, pad: int, maximum: int,
-                     rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and labels with 1..`maximum` pads at the end, which the model must predict (dataset_qwen2.py:152, 928).
-
-    A sample that already holds the pad id gets none, as released; nor does any with `maximum` 0.
-    """
-    ids, labels = np.asarray(ids), np.asarray(labels)
-    if maximum < 1 or pad in ids:
-        return ids, labels
-    pads = np.full(int(rng.integers(1, maximum + 1)), pad, dtype=ids.dtype)
-    return np.concatenate([ids, pads]), np.concatenate([labels, pads.astype(labels.dtype)])
 
 
 def _uniform(shape: Sequence[int], generator: torch.Generator | None, device: torch.device | None) -> Tensor:

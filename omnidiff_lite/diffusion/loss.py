@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 IGNORE = -100
 
@@ -40,17 +40,7 @@ def masked_cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor | None = N
     scored token give 0, not NaN.
     """
     positions, targets = scored_positions(labels, mask, shift)
-    return _reduce(token_losses(logits[positions], targets), positions, shift, reduction)
-
-
-def head_cross_entropy(hidden: Tensor, head: nn.Module, labels: Tensor, mask: Tensor | None = None, shift: bool = True,
-                       reduction: Literal["mean", "sum", "none"] = "mean") -> Tensor:
-    """`masked_cross_entropy` from hidden states [B,L,H] and the output head, projecting scored positions only."""
-    positions, targets = scored_positions(labels, mask, shift)
-    return _reduce(token_losses(head(hidden[positions]), targets), positions, shift, reduction)
-
-
-def _reduce(losses: Tensor, positions: Tensor, shift: bool, reduction: str) -> Tensor:
+    losses = token_losses(logits[positions], targets)
     if reduction == "sum":
         return losses.sum()
     if reduction == "mean":

@@ -1,4 +1,4 @@
-"""How many tokens each decoding step fixes, and where; the adaptive length of section 3.4."""
+"""How many tokens each decoding step fixes, and where."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-
-ADAPTIVE_LENGTH = {"tts": 3.5, "asr": 0.2}  # mask tokens per text token, and per speech token (section 3.4)
 
 
 @dataclass(frozen=True)
@@ -43,10 +41,3 @@ def plan(length: int, masks: int, steps: int, eps: float = 1e-3, block_length: i
         shares = (1 - times[1:] / times[:-1]).tolist()
         result += [Step(start, stop, share, i == here - 1) for i, share in enumerate(shares)]
     return result
-
-
-def adaptive_length(task: str, tokens: int) -> int:
-    """Initial number of masks: 3.5 per text token for "tts", 0.2 per speech token for "asr"; at least 1."""
-    if task not in ADAPTIVE_LENGTH:
-        raise ValueError(f"task {task!r} has no adaptive length; {', '.join(ADAPTIVE_LENGTH)} have")
-    return max(int(ADAPTIVE_LENGTH[task] * tokens), 1)

@@ -111,7 +111,7 @@ class DecodingConfig:
         """Settings of section 3.4; where the paper is silent (top_p, repetition penalty, scale) the released value.
 
         The released guidance of scale 2 weighs the difference by 3, hence 3 here. Speech lengths depend on the input:
-        `schedule.adaptive_length`.
+        they are the pipeline's `AnswerLengths`.
         """
         common = {"temperature": 1.0, "top_p": 0.9}
         return cls(**common | _settings(PAPER, task) | _prefill(task, 0.25, vocabulary))

@@ -20,9 +20,9 @@ from transformers import (AutoProcessor, AutoTokenizer, CLIPModel, PreTrainedTok
 
 from omnidiff_lite.config import Preset, SpeechEncoderConfig
 from omnidiff_lite.media import Waveform
+from omnidiff_lite.tokenizers.characters import transcribe
 from omnidiff_lite.tokenizers.image import prepare
 from omnidiff_lite.tokenizers.speech_encoder import SpeechEncoder
-from omnidiff_lite.training.characters import transcribe
 from omnidiff_lite.weights import CheckpointError, read_part_config
 
 TRAINED = "trained"  # in JudgeConfig: a judge that the kit trains on the world

@@ -27,7 +27,8 @@ class RecordError(ValueError):
 class Record:
     """One cell of one table. `low` and `high` bound the 95 % interval; `n` counts test items (runs, over seeds).
 
-    A cell that was not measured has value None and a `reason`. `provenance` comes from `provenance.provenance`.
+    A cell that was not measured has value None and a `reason`; one without an interval may say why. `provenance` comes
+    from `provenance.provenance`.
     Raises `RecordError` for a value that is no number, a measured one without `n`, or a missing one without a reason.
     """
 
@@ -69,7 +70,7 @@ class Record:
 
 def measured(table: str, row: str, seed: int, estimates: Mapping[str, Estimate]) -> list[Record]:
     """Our own numbers of one row, one record a column."""
-    return [Record(table, row, column, e.value, e.low, e.high, e.n, seeds=(seed,))
+    return [Record(table, row, column, e.value, e.low, e.high, e.n, seeds=(seed,), reason=e.reason)
             for column, e in estimates.items()]
 
 
@@ -102,7 +103,7 @@ def _merge(group: list[Record]) -> Record:
     if len(group) == 1:
         return group[0]
     e = seed_interval([record.value for record in group])
-    return replace(group[0], value=e.value, low=e.low, high=e.high, n=e.n, seeds=seeds)
+    return replace(group[0], value=e.value, low=e.low, high=e.high, n=e.n, seeds=seeds, reason="")
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> Path:

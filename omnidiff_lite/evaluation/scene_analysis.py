@@ -114,7 +114,10 @@ def _read_cell(pixels: np.ndarray, ground: np.ndarray, cell: tuple[int, int], te
         inner = mask
     color, marks = _color(pixels[inner], ground, textured)
     shades = [COLORS[color], *[mark_color(COLORS[color])] * textured]
-    shape, size, overlap = _shape(_coverage(pixels, mask, ground, shades), side)
+    coverage = _coverage(pixels, mask, ground, shades)
+    if not coverage.any():  # all of it differs from the ground away from the object's colour
+        return None
+    shape, size, overlap = _shape(coverage, side)
     if overlap < RESEMBLANCE:
         return None
     return Found(shape, color, size, cell, _texture(marks, inner))

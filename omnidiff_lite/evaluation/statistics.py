@@ -2,6 +2,9 @@
 
 Every metric of the kit is a function of per-item sums (errors and words; true and false positives; n-gram matches),
 so one resampler serves them all: draw items with replacement, add their rows up, apply the metric to the sums.
+
+Where all items are alike every draw is the same, and resampling says nothing: 0 of 8 right is not [0, 0]. Of means
+whose items have known bounds the exact binomial bound then stands in (see `mean_interval`); else there is no interval.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.95
+ALIKE = "no interval: all items are alike"
 _CELLS = 4_000_000  # resampling counts held at once: 32 MB
 
 Statistic = Callable[[NDArray], NDArray]  # sums [..., k] -> values [...]
@@ -20,16 +24,23 @@ Statistic = Callable[[NDArray], NDArray]  # sums [..., k] -> values [...]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval; `n` items were measured."""
+    """A value with its interval; `n` items were measured. Without an interval both ends are None and `reason` says
+    why."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
+    reason: str = ""
+
+    def mapped(self, function: Callable[[float], float]) -> Estimate:
+        """The same seen through an increasing function."""
+        value, low, high = (None if x is None else function(x) for x in (self.value, self.low, self.high))
+        return replace(self, value=value, low=low, high=high)
 
     def scaled(self, factor: float) -> Estimate:
         """The same in another unit (100 for percent)."""
-        return replace(self, value=self.value * factor, low=self.low * factor, high=self.high * factor)
+        return self.mapped(lambda x: x * factor)
 
 
 def bootstrap_interval(items: ArrayLike, statistic: Statistic, *, groups: Sequence | None = None,
@@ -40,7 +51,8 @@ def bootstrap_interval(items: ArrayLike, statistic: Statistic, *, groups: Sequen
     items: [n, k], one row an item. `groups` [n]: items that share a picture or a speaker are drawn together.
     `strata` [n]: the number of items (or groups) of each stratum stays as it is (MME's subtasks). Draws in which the
     statistic is undefined (NaN) are left out. With fewer than about 20 items the interval is too narrow, as every
-    bootstrap's is. Raises `ValueError` where there are no items or the statistic is undefined on them.
+    bootstrap's is; where no draw differs from another there is none (`ALIKE`). Raises `ValueError` where there are no
+    items or the statistic is undefined on them.
     """
     rows = np.asarray(items, dtype=np.float64)
     if rows.ndim != 2 or not len(rows):
@@ -52,8 +64,11 @@ def bootstrap_interval(items: ArrayLike, statistic: Statistic, *, groups: Sequen
     if np.isnan(value):
         raise ValueError("the statistic is undefined on these items (a zero denominator?)")
     draws = statistic(_resampled_sums(rows, labels, samples, np.random.default_rng(seed)))
+    draws = draws[~np.isnan(draws)]
+    if np.allclose(draws, value, rtol=1e-9, atol=1e-12):
+        return Estimate(value, None, None, count, ALIKE)
     tail = (1 - level) / 2
-    low, high = np.nanquantile(draws, [tail, 1 - tail]) if not np.isnan(draws).all() else (value, value)
+    low, high = np.quantile(draws, [tail, 1 - tail])
     return Estimate(value, min(float(low), value), max(float(high), value), count)
 
 
@@ -68,21 +83,41 @@ def ratio_interval(numerators: ArrayLike, denominators: ArrayLike, **how: object
     return bootstrap_interval(np.column_stack([numerators, denominators]), ratio, **how)
 
 
-def mean_interval(values: ArrayLike, **how: object) -> Estimate:
-    """Mean over items. `how` as `bootstrap_interval`."""
-    return ratio_interval(values, np.ones(len(values)), **how)
+def mean_interval(values: ArrayLike, bounds: tuple[float, float] | None = None, **how: object) -> Estimate:
+    """Mean over items. `how` as `bootstrap_interval`.
+
+    `bounds`: the least and the greatest value that an item can have; (0, 1) where all are 0 or 1. If all n items
+    (groups, where given) have one value v, at most a share p = 1 - 0.025^(1/n) of all that could be drawn differs, by
+    the exact binomial bound (Clopper-Pearson), and the mean lies in v - p (v - least) .. v + p (greatest - v): 0 of 8
+    reads [0, 0.37]. Without bounds such items have no interval.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    estimate = ratio_interval(values, np.ones(len(values)), **how)
+    if bounds is None and np.isin(values, (0, 1)).all():
+        bounds = (0, 1)
+    return _exact(estimate, bounds, np.ones(len(values), bool), **how) if bounds else estimate
 
 
-def proportion_interval(right: ArrayLike, **how: object) -> Estimate:
-    """Share of items that are right. Where all are, or none is, resampling shows no spread: then the exact binomial
-    bound (Clopper-Pearson, groups as items) stands in for the open end, so that 0 of 8 reads [0, 0.37], not [0, 0]."""
-    estimate = mean_interval(np.asarray(right, dtype=bool), **how)
-    if 0 < estimate.value < 1:
+def proportion_interval(right: ArrayLike, among: ArrayLike | None = None, **how: object) -> Estimate:
+    """Share of items that are right; of those `among` (bool [n]), where given. `n` counts all items.
+
+    With the exact binomial bound where all are right, or none is (see `mean_interval`).
+    """
+    right = np.asarray(right, dtype=bool)
+    among = np.ones(len(right), bool) if among is None else np.asarray(among, dtype=bool)
+    return _exact(ratio_interval(right & among, among, **how), (0, 1), among, **how)
+
+
+def _exact(estimate: Estimate, bounds: tuple[float, float], counted: NDArray, level: float = LEVEL,
+           groups: Sequence | None = None, **_: object) -> Estimate:
+    """The binomial bound where `estimate` has no interval; `counted` [n]: the items that it rests on."""
+    if estimate.low is not None:
         return estimate
-    groups = how.get("groups")
-    independent = estimate.n if groups is None else len(set(groups))
-    reach = 1 - ((1 - how.get("level", LEVEL)) / 2) ** (1 / independent)
-    return replace(estimate, low=max(0.0, estimate.value - reach), high=min(1.0, estimate.value + reach))
+    trials = counted.sum() if groups is None else len(set(np.asarray(groups)[counted]))
+    share = 1 - ((1 - level) / 2) ** (1 / trials)
+    value, (least, greatest) = estimate.value, bounds
+    return replace(estimate, low=float(value - share * (value - least)),
+                   high=float(value + share * (greatest - value)), reason="")
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, words_a: ArrayLike | None = None, words_b: ArrayLike | None = None,
@@ -90,14 +125,16 @@ def paired_difference(a: ArrayLike, b: ArrayLike, words_a: ArrayLike | None = No
     """mean(a) - mean(b) over the same items, or the difference of two ratios where `words_*` are given.
 
     Both systems are resampled by the same draws, so what the items have in common cancels. An interval that does not
-    hold 0 is a difference at the level asked.
+    hold 0 is a difference at the level asked. Of items that are 0 or 1 there is always one (see `mean_interval`).
     """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.shape != b.shape:
         raise ValueError(f"paired items differ in number: {len(a)} and {len(b)}")
     ones = np.ones(len(a))
     items = np.column_stack([a, ones if words_a is None else words_a, b, ones if words_b is None else words_b])
-    return bootstrap_interval(items, lambda sums: ratio(sums[..., :2]) - ratio(sums[..., 2:]), **how)
+    estimate = bootstrap_interval(items, lambda sums: ratio(sums[..., :2]) - ratio(sums[..., 2:]), **how)
+    plain = words_a is None and words_b is None and np.isin([a, b], (0, 1)).all()
+    return _exact(estimate, (-1, 1), np.ones(len(a), bool), **how) if plain else estimate
 
 
 def median_interval(values: ArrayLike, *, samples: int = 1000, level: float = LEVEL, seed: int = 0) -> Estimate:

@@ -22,7 +22,8 @@ def finished_system(preset: Preset, artifacts: Artifacts) -> tuple[OmniDiffusion
     """What notebooks 02 to 05 made. Raises `MissingArtifact` naming the notebook to run first."""
     checkpoint = artifacts.require(artifacts.checkpoint, "05_stage3_speech_driven_visual_interaction")
     judges = artifacts.require(artifacts.judges, "02_training_the_tokenizers")
-    return OmniDiffusion.from_pretrained(checkpoint), load_judges(preset, judges)
+    model = OmniDiffusion.from_pretrained(checkpoint)
+    return model, load_judges(preset, judges).to(model.device)
 
 
 def evaluate_task(task: str, model: Model, judges: Judges, samples: Sequence[Sample], preset: Preset,

@@ -61,7 +61,8 @@ def comparison(records: Iterable[Record], columns: Sequence[str] | None = None) 
 
 
 def cell_text(record: Record) -> str:
-    """Of ours "7.1 [6.0, 8.3] n=200"; the paper's number as it was printed; "–" and why where there is none."""
+    """Of ours "7.1 [6.0, 8.3] n=200", or why it has no interval; the paper's number as it was printed; "–" and why
+    where there is none."""
     if record.value is None:
         return "–" if record.reason == "not reported" else f"– ({record.reason})"
     if record.source.startswith("paper"):
@@ -70,6 +71,8 @@ def cell_text(record: Record) -> str:
     text = f"{record.value:.{digits}f}"
     if record.low is not None:
         text += f" [{record.low:.{digits}f}, {record.high:.{digits}f}]"
+    elif record.reason:
+        text += f" [{record.reason}]"
     return text + (f" n={record.n}" if record.n else "")
 
 

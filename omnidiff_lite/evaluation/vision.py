@@ -44,31 +44,28 @@ def chosen_letter(text: str | None) -> str:
 
 # --- POPE ------------------------------------------------------------------------------------------------------------
 
-POPE = ("accuracy", "precision", "recall", "f1", "yes")
-
-
 def pope_scores(answers: Sequence[str], predictions: Sequence[str | None], pictures: Sequence[str] | None = None,
                 settings: Settings = Settings()) -> dict[str, Estimate]:
     """POPE's five figures in percent: accuracy, precision, recall, F1 (of "yes") and the share of "yes" answers.
 
-    An answer that is neither yes nor no is not right and not a "yes". Precision and F1 are 0 where nothing is "yes".
+    An answer that is neither yes nor no is not right and not a "yes". A share of nothing (precision where nothing is
+    "yes") is 0, without an interval.
     """
     said = np.array([yes_or_no(text) for text in predictions])
     truth = np.array([answer.strip().lower() for answer in answers])
     yes, wanted, right = said == "yes", truth == "yes", said == truth
-    items = np.column_stack([right, yes & wanted, yes, wanted, np.ones(len(said))]).astype(float)
-    how = {"groups": pictures, **settings.resampling}
-    scores = {name: bootstrap_interval(items, lambda sums, i=i: _pope(sums)[..., i], **how)
-              for i, name in enumerate(POPE)}
-    scores |= {"accuracy": proportion_interval(right, **how), "yes": proportion_interval(yes, **how)}
+
+    def share(of: NDArray, among: NDArray) -> Estimate:
+        if not among.any():
+            return Estimate(0.0, None, None, len(said), "no interval: a share of no items")
+        return proportion_interval(of, among, groups=pictures, **settings.resampling)
+
+    everything = np.ones(len(said), bool)
+    scores = {"accuracy": share(right, everything), "precision": share(wanted, yes), "recall": share(yes, wanted),
+              # F1 grows with the overlap of said and wanted: 2 o / (1 + o).
+              "f1": share(yes & wanted, yes | wanted).mapped(lambda overlap: 2 * overlap / (1 + overlap)),
+              "yes": share(yes, everything)}
     return {name: score.scaled(100) for name, score in scores.items()}
-
-
-def _pope(sums: NDArray) -> NDArray:
-    """Sums of (right, true yes, said yes, wanted yes, questions) to the five figures, [..., 5]."""
-    right, hits, said, wanted, total = np.moveaxis(sums, -1, 0)
-    return np.stack([right / total, hits / np.maximum(said, 1), hits / np.maximum(wanted, 1),
-                     2 * hits / np.maximum(said + wanted, 1), said / total], axis=-1)
 
 
 def evaluate_pope(model: Model, samples: Sequence[Sample], settings: Settings = Settings(), *, name: str = "pope",
@@ -87,8 +84,9 @@ def mme_scores(subtasks: Sequence[str], pictures: Sequence[str], right: Sequence
                settings: Settings = Settings()) -> dict[str, Estimate]:
     """MME's score of each subtask, accuracy + accuracy+ (0..200), and their sum "mme_p" (MME calculation.py).
 
-    accuracy: percent of questions; accuracy+: percent of pictures with both questions right. Raises `ValueError` where
-    a picture of a subtask has not two questions. n counts questions.
+    accuracy: percent of questions; accuracy+: percent of pictures with both questions right. Where the pictures of
+    every subtask are alike, the ends of mme_p are the sums of the subtasks' own, which is on the safe side. Raises
+    `ValueError` where a picture of a subtask has not two questions. n counts questions.
     """
     items = pd.DataFrame({"subtask": list(subtasks), "picture": list(pictures), "right": np.asarray(right, float)})
     pairs = items.groupby(["subtask", "picture"], sort=True)["right"].agg(["count", "sum"]).reset_index()
@@ -98,12 +96,14 @@ def mme_scores(subtasks: Sequence[str], pictures: Sequence[str], right: Sequence
     names = sorted(set(pairs["subtask"]))
     points = np.where(pairs["sum"] == 2, 200.0, 50.0 * pairs["sum"])  # of one picture: accuracy + accuracy+
     member = np.column_stack([pairs["subtask"] == name for name in names])
-    scores = {f"mme_{name}": mean_interval(points[here], **settings.resampling)
+    scores = {f"mme_{name}": mean_interval(points[here], bounds=(0, 200), **settings.resampling)
               for name, here in zip(names, member.T)}
     share = points[:, None] * member / member.sum(axis=0)  # sums to each subtask's score
-    scores["mme_p"] = bootstrap_interval(share, lambda sums: sums.sum(axis=-1), strata=pairs["subtask"],
-                                         **settings.resampling)
-    return {name: Estimate(e.value, e.low, e.high, 2 * e.n) for name, e in scores.items()}
+    total = bootstrap_interval(share, lambda sums: sums.sum(axis=-1), strata=pairs["subtask"], **settings.resampling)
+    if total.low is None:
+        total = replace(total, low=sum(e.low for e in scores.values()), high=sum(e.high for e in scores.values()),
+                        reason="")
+    return {name: replace(e, n=2 * e.n) for name, e in {**scores, "mme_p": total}.items()}
 
 
 def evaluate_mme(model: Model, samples: Sequence[Sample], settings: Settings = Settings(), *, table: str = TABLE,
@@ -208,7 +208,7 @@ def evaluate_captioning(model: Model, samples: Sequence[Sample], settings: Setti
     how = settings.resampling
     statistics = np.array([bleu_statistics(text, truth) for text, truth in zip(texts, references)])
     scores = {"caption_bleu4": bootstrap_interval(statistics, bleu, **how),
-              "caption_cider": mean_interval(items["cider"], **how)}
+              "caption_cider": mean_interval(items["cider"], bounds=(0, 10), **how)}
     if all("scene" in sample.meta for sample in samples):
         facts = [matches(text, Scene.from_dict(sample.meta["scene"])) for text, sample in zip(texts, samples)]
         items = items.join(pd.DataFrame(facts))

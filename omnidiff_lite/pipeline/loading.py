@@ -170,7 +170,7 @@ def _refuse_missing(root: Path, missing: list[str]) -> None:
 
 def load_tokenizers(located: Located) -> Tokenizers:
     """All tokenizers, in float32 on the CPU: 3.2 GB at full size, read from the files as they are used."""
-    tokenizers = Tokenizers.from_pretrained(located.places["denoiser"].parent, located.places)
+    tokenizers = Tokenizers.from_pretrained(located.places["denoiser"].parent, located.places, device="cpu")
     if located.statistics is not None:
         tokenizers.speech_encoder.cmvn.copy_(read_statistics(located.statistics))
     return tokenizers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -102,8 +102,9 @@ def answer_canvas_of(settings: SystemSettings, tokenizers: Tokenizers, request: 
     spoken = TASKS[request.task].outputs if request.task else tuple(outputs)
     if spoken == ("text", "speech"):  # also when only one of both is wanted: the model was trained to give both
         return spoken_canvas(tokenizers, settings.lengths, prefill)
-    return answer_canvas(tokenizers.vocabulary, outputs, answer_room(settings, tokenizers, request),
-                         newline=newline_id(tokenizers))
+    canvas = answer_canvas(tokenizers.vocabulary, outputs, answer_room(settings, tokenizers, request),
+                           newline=newline_id(tokenizers))
+    return replace(canvas, allowed={**canvas.allowed, "first text": (tokenizers.words,)})
 
 
 def answer_room(settings: SystemSettings, tokenizers: Tokenizers, request: Request) -> dict[str, int]:
@@ -132,15 +133,15 @@ def spoken_canvas(tokenizers: Tokenizers, lengths: AnswerLengths, prefill: Mappi
     After them come speech codes only, at least one, so that every answer can be heard.
     """
     v, lead, n = tokenizers.vocabulary, lengths.spoken_text, lengths.spoken
-    line = newline_id(tokenizers)
-    ends = tuple(range(i, i + 1) for i in (v.end_of_audio, v.im_end, v.pad, line))
-    spans = (Span("lead", 0, lead), Span("first speech", lead, lead + 1), Span("speech", lead + 1, n))
-    marks = (range(v.begin_of_audio, v.begin_of_audio + 1),)
+    ends = tuple(range(i, i + 1) for i in (v.end_of_audio, v.im_end, v.pad, newline_id(tokenizers)))
+    allowed = {"first text": (tokenizers.words,), "first speech": (v.speech_range,), "speech": (v.speech_range, *ends),
+               "lead": (v.text_range, v.speech_range, range(v.begin_of_audio, v.begin_of_audio + 1))}
+    spans = (Span("first text", 0, 1), Span("lead", 1, lead), Span("first speech", lead, lead + 1),
+             Span("speech", lead + 1, n))
     ids = torch.full((n,), v.mask)
     for place, token in prefill.items():
         ids[int(place * n)] = token
-    return Canvas(ids, spans, {"lead": (v.text_range, v.speech_range, *marks),
-                                                    "first speech": (v.speech_range,), "speech": (v.speech_range, *ends)})
+    return Canvas(ids, spans, allowed)
 
 
 def newline_id(tokenizers: Tokenizers) -> int:

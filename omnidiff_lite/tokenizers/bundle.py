@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -32,18 +33,19 @@ class Tokenizers:
     speech_decoder: SpeechDecoder
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, folders: dict[str, Path] | None = None) -> Tokenizers:
+    def from_pretrained(cls, directory: str | Path, folders: dict[str, Path] | None = None,
+                        device: str | torch.device | None = None) -> Tokenizers:
         """Read `text_tokenizer/`, `image_tokenizer/`, `speech_encoder/`, ... under `directory`.
 
-        `folders` names other places of single parts, by folder name (a released system's parts lie apart). Raises
-        `CheckpointError` or `VocabularyError` naming what does not fit.
+        `folders` names other places of single parts, by folder name (a released system's parts lie apart). `device`: a
+        GPU where there is one, unless named. Raises `CheckpointError` or `VocabularyError` naming what does not fit.
         """
         place = {name: Path(directory) / name for name in ("text_tokenizer", *(folder for folder, _ in PARTS.values()))}
         place |= folders or {}
         parts = {name: kind.from_pretrained(place[folder]).eval() for name, (folder, kind) in PARTS.items()}
         codes = parts["speech_tokenizer"].config.codes, parts["image"].config.codes
         text, vocabulary = load_text_tokenizer(place["text_tokenizer"], *codes)
-        return cls(text, vocabulary, **parts)
+        return cls(text, vocabulary, **parts).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write each part into its folder; `dtype` (bfloat16, say) halves the files."""
@@ -56,6 +58,12 @@ class Tokenizers:
         for name in PARTS:
             getattr(self, name).to(device)
         return self
+
+    @cached_property
+    def words(self) -> tuple[int, ...]:
+        """Text ids that write more than white space: what an answer may begin with."""
+        tokens = self.text.convert_ids_to_tokens(list(self.vocabulary.text_range))
+        return tuple(i for i, token in enumerate(tokens) if token.strip("ĠĊĉč"))  # byte-level blanks
 
     def fingerprint(self) -> str:
         """Hash of all that decides what ids media become: weights, buffers and the text vocabulary."""

@@ -17,7 +17,7 @@ def train_recognition_judge(config: SpeechEncoderConfig, utterances: Sequence[tu
                             progress: bool = True) -> tuple[SpeechEncoder, pd.DataFrame]:
     """A CTC recogniser as in `train_speech_encoder`; give it the judge's own voices and a seed of its own.
 
-    `training.characters.transcribe(judge, waveforms)` reads with it.
+    `tokenizers.characters.transcribe(judge, waveforms)` reads with it.
     """
     return train_speech_encoder(config, utterances, budget, seed, name="recognition judge", augment=augment,
                                 precision=precision, progress=progress)

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from omnidiff_lite.config import Budget, SpeechEncoderConfig
 from omnidiff_lite.media import Waveform
+from omnidiff_lite.tokenizers.characters import check_alphabet, ctc_loss, target_symbols
 from omnidiff_lite.tokenizers.speech_encoder import QUERIES, SpeechEncoder
 from omnidiff_lite.tokenizers.speech_features import RATE, SHIFT, statistics
-from omnidiff_lite.training.characters import check_alphabet, ctc_loss, target_symbols
 from omnidiff_lite.training.fit import fit
 from omnidiff_lite.training.utterances import draw, padded_length, shown, vary_speed
 

@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from omnidiff_lite.config import Budget, SpeechTokenizerConfig
 from omnidiff_lite.media import MediaError, Waveform
+from omnidiff_lite.tokenizers.characters import check_alphabet, ctc_loss, target_symbols
 from omnidiff_lite.tokenizers.speech_tokenizer import RATE, SpeechTokenizer, pad_features
-from omnidiff_lite.training.characters import check_alphabet, ctc_loss, target_symbols
 from omnidiff_lite.training.fit import fit
 from omnidiff_lite.training.utterances import draw, padded_length, vary_speed
 
-CONTINUOUS = 0.1  # share of the steps in which the head reads the states themselves, before there is a codebook
+CONTINUOUS = 0.2  # share of the steps in which the head reads the states themselves, before there is a codebook
 COMMITMENT = 0.25  # weight of the states' pull to their codes (van den Oord et al., 2017, beta)
 START_BATCHES = 8  # whose states the codebook starts from
 
@@ -31,7 +31,7 @@ class Codebook:
     A code that is hardly chosen any more restarts at a state of the batch, so that none lies idle.
     """
 
-    def __init__(self, embedding: nn.Embedding, seed: int, decay: float = 0.98, rare: float = 0.03) -> None:
+    def __init__(self, embedding: nn.Embedding, seed: int, decay: float = 0.95, rare: float = 0.03) -> None:
         """The weight [K, dim] is updated in place. `rare`: choices a batch, on average, below which a code restarts."""
         self.embedding, self.decay, self.rare = embedding.requires_grad_(False), decay, rare
         self.generator = torch.Generator().manual_seed(seed)

@@ -1,0 +1,39 @@
+"""Hashes of source: they see contents and names, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from omnidiff_lite.data import encode, media
+from omnidiff_lite.provenance import PACKAGE, hash_files, source_hash
+
+
+def test_a_hash_knows_contents_and_names_but_not_places(tmp_path):
+    for name, text in (("a.py", "one"), ("b/c.py", "two")):
+        path = tmp_path / "here" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+
+    def seen(folder: str) -> str:
+        return hash_files((tmp_path / folder).rglob("*.py"), tmp_path / folder)
+
+    first = seen("here")
+    assert first == seen("there") == hash_files(reversed(sorted((tmp_path / "here").rglob("*.py"))), tmp_path / "here")
+    (tmp_path / "there" / "b" / "c.py").write_text("three")
+    assert seen("there") != first
+    (tmp_path / "here" / "a.py").rename(tmp_path / "here" / "z.py")
+    assert seen("here") != first
+
+
+def test_the_package_and_its_parts_have_hashes_of_their_own():
+    assert source_hash() != source_hash("backbone.py") != source_hash("chat.py")
+    assert source_hash("data/*.py") == hash_files(PACKAGE.glob("data/*.py"))
+    assert source_hash("data/*.py") == source_hash("data/*.py", "data/media.py"), "a file counts once"
+
+
+@pytest.mark.parametrize("pattern", sorted({*encode.SOURCES, *media.SOURCES}))
+def test_every_named_source_is_there(pattern):
+    assert list(PACKAGE.glob(pattern))
