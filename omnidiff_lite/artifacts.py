@@ -50,7 +50,8 @@ class Artifacts:
 
     @property
     def judges(self) -> Path:
-        return self.work / "judges"
+        """The trained judges, kept beside the checkpoint that they score."""
+        return self.dir / "judges"
 
     def stage(self, number: int) -> Path:
         return self.work / f"stage{number}"

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any, Callable
 
+from omnidiff_lite import __version__
+
 Command = Callable[[argparse.Namespace], None]
 COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None], str, str]] = {}
 
@@ -30,10 +32,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; a known kind of error is one line on stderr and exit status 1."""
     parser = argparse.ArgumentParser(prog="omnidiff", description="Omni-Diffusion, reproduced: any-to-any masked "
                                      "discrete diffusion over text, speech and image tokens.")
+    parser.add_argument("--version", action="version", version=f"omnidiff-lite {__version__}")
     parsers = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, (function, declare, summary, example) in COMMANDS.items():
         sub = parsers.add_parser(name, help=summary, description=summary, epilog=f"example: {example}",
-                                 formatter_class=argparse.RawDescriptionHelpFormatter)
+                                 formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
         declare(sub)
         sub.set_defaults(function=function)
     options = parser.parse_args(argv)
@@ -206,7 +209,9 @@ def _tokenizers(preset: Any) -> Any:
     from omnidiff_lite.tokenizers import Tokenizers
 
     artifacts = Artifacts.of(preset.name)
-    return Tokenizers.from_pretrained(artifacts.require(artifacts.tokenizers, "02_training_the_tokenizers"))
+    shipped = artifacts.checkpoint if (artifacts.checkpoint / "system.json").exists() else artifacts.tokenizers
+    made = artifacts.tokenizers if artifacts.tokenizers.exists() else shipped
+    return Tokenizers.from_pretrained(artifacts.require(made, "02_training_the_tokenizers"))
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:

@@ -45,7 +45,7 @@ class Step:
 
 
 CHECKPOINT = "checkpoint"
-JUDGES = "work/judges"
+JUDGES = "judges"
 ROAD = (
     Step("01_tokenization"),
     Step("02_training_the_tokenizers", makes=("work/tokenizers", JUDGES)),

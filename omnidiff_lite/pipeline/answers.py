@@ -45,10 +45,12 @@ class Answer:
         """Write answer.txt, answer.wav, answer.png into `folder`; returns a line about each."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        for suffix in ("txt", "wav", "png"):  # of an earlier answer, which would pass for part of this one
+            (folder / f"answer.{suffix}").unlink(missing_ok=True)
         lines = []
         if self.text is not None:
             (folder / "answer.txt").write_text(self.text + "\n")
-            lines.append(f"{folder / 'answer.txt'}: {self.text}")
+            lines.append(f"{folder / 'answer.txt'}: {self.text or '(nothing)'}")
         if self.speech is not None:
             lines.append(f"{self.speech.save(folder / 'answer.wav')}: {self.speech.seconds:.1f} s of speech")
         if self.image is not None:

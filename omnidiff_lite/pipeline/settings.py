@@ -26,8 +26,8 @@ STYLES = ("paper", "released")
 FRAME_SECONDS = 0.06  # of one frame of user speech
 QUERY_FRAMES = 4  # in front of them
 SHORTEST = 4  # masks
-WORLD_NOTE = ("This model was trained on the kit's small drawn world (coloured shapes, synthetic voices): expect sense "
-              "there, and only form on pictures and recordings from outside it.")
+WORLD_NOTE = ("This model knows only the kit's small drawn world of coloured shapes and synthetic voices: expect no sense "
+              "outside of it, and at the smoke preset, which trains for minutes, none at all, only the right form.")
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ class OmniDiffusion:
     @property
     def world_note(self) -> str:
         """What this system knows, for someone who brings a picture of their own."""
-        return self.settings.note
+        return WORLD_NOTE if self.settings.note else ""
 
     # --- any to any ---------------------------------------------------------------------------------------------------
 
