@@ -17,7 +17,7 @@ from omnidiff_lite.config import ConfigError
 from omnidiff_lite.diffusion.decoding import DecodingConfig, decode
 from omnidiff_lite.media import Image, Speech, Text, Waveform
 from omnidiff_lite.pipeline import OmniDiffusion
-from omnidiff_lite.pipeline.convert import convert_part, convert_system
+from omnidiff_lite.pipeline.convert import convert_part
 from omnidiff_lite.pipeline.requests import read_request
 from omnidiff_lite.tokenizers.text import encode_text
 from omnidiff_lite.vocabulary import VocabularyError

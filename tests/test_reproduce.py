@@ -51,7 +51,7 @@ def test_a_run_then_nothing_to_do_then_only_what_changed(two_notebooks, capsys):
 
     run(seed=3)  # a parameter changed: both run, the second because its input changed
     out = capsys.readouterr().out
-    assert "up to date" not in out and (tmp_path / "results/smoke/work/m.txt").read_text() == "3"
+    assert "up to date" not in out and (tmp_path / "results" / "smoke" / "work" / "m.txt").read_text() == "3"
 
     run(seed=3, only=["02"], force=True)
     assert capsys.readouterr().out.count("02_use: forced") == 1
