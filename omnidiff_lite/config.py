@@ -30,6 +30,7 @@ class Budget:
     warmup: float = 0.03  # share of the steps
     weight_decay: float = 0.0
     items: int = 1000  # training items drawn from the world
+    precision: Literal["bf16", "fp32"] = "fp32"  # of the matrix products
 
 
 @dataclass(frozen=True)

@@ -42,13 +42,14 @@ class Step:
     needs: tuple[str, ...] = ()
     makes: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
+    ignores: tuple[str, ...] = ()  # sections of the preset that it does not use
 
 
 CHECKPOINT = "checkpoint"
 JUDGES = "judges"
 ROAD = (
     Step("01_tokenization"),
-    Step("02_training_the_tokenizers", makes=("work/tokenizers", JUDGES)),
+    Step("02_training_the_tokenizers", makes=("work/tokenizers", JUDGES), ignores=("denoiser", "training", "decoding")),
     Step("03_stage1_vision_language", ("work/tokenizers",), ("work/stage1",)),
     Step("04_stage2_speech_vision_language", ("work/tokenizers", "work/stage1"), ("work/stage2",)),
     Step("05_stage3_speech_driven_visual_interaction", ("work/tokenizers", "work/stage1", "work/stage2"),
@@ -203,7 +204,8 @@ def declared_parameters(notebook: Path) -> dict[str, type]:
 def step_key(step: Step, source: Path, preset: Preset, seed: int, artifacts: Artifacts) -> str:
     """Content hash of all that a notebook's run depends on."""
     cells = [c.source for c in nbformat.read(source, as_version=4).cells if c.cell_type == "code"]
-    parts = {"cells": cells, "preset": to_dict(preset), "seed": seed,
+    used = {name: value for name, value in to_dict(preset).items() if name not in step.ignores}
+    parts = {"cells": cells, "preset": used, "seed": seed,
              "code": {p.relative_to(PACKAGE).as_posix(): digest(p) for p in sorted(code_used("\n".join(cells)))},
              "inputs": {need: digest(artifacts.dir / need) for need in step.needs},
              "reads": {name: digest(CLONE / name) for name in step.reads}}

@@ -34,6 +34,20 @@ class Quantized:
     commitment: Tensor  # scalar: mean squared distance of valid states to their rows, relative to the states' power
 
 
+class TokenReader(nn.Module):
+    """CTC head that reads each token with its two neighbours: a letter across a border is then spelled once."""
+
+    def __init__(self, config: SpeechTokenizerConfig) -> None:
+        super().__init__()
+        self.mix = nn.Conv1d(config.dim, config.dim, 3, padding=1)
+        self.head = CtcHead(config.dim, config.ctc_steps, config.ctc_vocabulary)
+
+    def forward(self, hidden: Tensor, valid: Tensor) -> Tensor:
+        """hidden [B, n, dim], valid [B, n] (which are tokens) -> log-probabilities [B, n * ctc_steps, symbols]."""
+        hidden = hidden * valid[..., None]
+        return self.head(hidden + F.gelu(self.mix(hidden.transpose(1, 2))).transpose(1, 2))
+
+
 class SpeechTokenizer(nn.Module):
     """Released parameter names throughout; the optional `ctc` head is the kit's own and trains with the tokens."""
 
@@ -48,7 +62,7 @@ class SpeechTokenizer(nn.Module):
         self.layers = nn.ModuleList(WhisperEncoderLayer(_whisper(config)) for _ in range(config.layers))
         self.codebook = nn.Embedding(config.codes, config.dim)
         self.embed_positions2 = _positions(config.positions // config.pooling, config.dim)
-        self.ctc = CtcHead(config.dim, config.ctc_steps, config.ctc_vocabulary) if config.ctc_vocabulary else None
+        self.ctc = TokenReader(config) if config.ctc_vocabulary else None
         self._extractor = WhisperFeatureExtractor(config.mels)
 
     @property
@@ -141,7 +155,7 @@ class SpeechTokenizer(nn.Module):
         if self.ctc is None:
             raise CheckpointError("this speech tokenizer has no recognition head: train one with ctc_vocabulary > 0")
         with torch.no_grad():
-            return [torch.cat([self.ctc(hidden[None])[0] for _, hidden in chunks])
+            return [torch.cat([self.ctc(hidden[None], hidden.new_ones(1, len(hidden)))[0] for _, hidden in chunks])
                     for chunks in self._tokens(waveforms, 16)]
 
     @torch.no_grad()

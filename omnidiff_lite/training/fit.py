@@ -16,14 +16,14 @@ from omnidiff_lite.config import Budget
 Loss = Callable[[int], tuple[Tensor, dict[str, float]]]
 
 
-def fit(module: nn.Module, loss: Loss, budget: Budget, *, name: str, seed: int = 0, precision: str = "no",
+def fit(module: nn.Module, loss: Loss, budget: Budget, *, name: str, seed: int = 0,
         clip: float = 1.0, progress: bool = True) -> pd.DataFrame:
     """Train `module` in place for `budget.steps` steps; leaves it in eval mode.
 
     `loss(step)` builds the batch of that step (from the step alone, so that a run is repeatable) and returns the loss
     and figures to log. Returns one row a step: step, loss, seconds, learning_rate and those figures.
-    `precision`: "no" (float32) or "bf16" (autocast round `loss`). Trains on a GPU where there is one, and hands the
-    module back where it was.
+    `budget.precision`: "bf16" is autocast round `loss`. Trains on a GPU where there is one, and hands the module back
+    where it was.
     """
     torch.manual_seed(seed)
     home = next(module.parameters()).device
@@ -36,7 +36,7 @@ def fit(module: nn.Module, loss: Loss, budget: Budget, *, name: str, seed: int =
     rows, start = [], time.perf_counter()
     bar = tqdm(range(budget.steps), desc=name, disable=not progress, mininterval=5.0)
     for step in bar:
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(device, torch.bfloat16, enabled=budget.precision == "bf16"):
             value, figures = loss(step)
         value.backward()
         nn.utils.clip_grad_norm_(module.parameters(), clip)

@@ -23,11 +23,11 @@ FOREGROUND = 4.0  # extra weight of a pixel that is not background: +5 dB on the
 ANNEALING = 0.3  # share of the steps over which z turns into signs: +0.6 dB, the decoder learns sooner from an uncut z
 
 
-def train_image_tokenizer(config: ImageTokenizerConfig, images: Tensor, budget: Budget, seed: int,
-                          precision: str = "no") -> tuple[ImageTokenizer, DataFrame]:
+def train_image_tokenizer(config: ImageTokenizerConfig, images: Tensor, budget: Budget,
+                          seed: int) -> tuple[ImageTokenizer, DataFrame]:
     """A new tokenizer trained on `images` (float [N, 3, H, W] in -1..1), in eval mode, and one row of figures a step.
 
-    `precision` as in `fit`. Raises `ValueError` for pictures of another shape or range.
+    Raises `ValueError` for pictures of another shape or range.
     """
     if images.ndim != 4 or images.shape[1] != 3 or not images.abs().max() <= 1:
         raise ValueError(f"images {list(images.shape)}, {images.min():g} to {images.max():g}: expected [N, 3, H, W] "
@@ -41,7 +41,7 @@ def train_image_tokenizer(config: ImageTokenizerConfig, images: Tensor, budget: 
         hardness = min(1.0, step / (ANNEALING * budget.steps))
         return tokenizer_loss(tokenizer, pixels.to(tokenizer.quantize.embedding.device), hardness)
 
-    history = fit(tokenizer, loss, budget, name="image tokenizer", seed=seed, precision=precision)
+    history = fit(tokenizer, loss, budget, name="image tokenizer", seed=seed)
     return tokenizer, history
 
 

@@ -13,11 +13,11 @@ from omnidiff_lite.training.speech_encoder import train_speech_encoder
 
 
 def train_recognition_judge(config: SpeechEncoderConfig, utterances: Sequence[tuple[Waveform, str]], budget: Budget,
-                            seed: int, *, augment: bool = True, precision: str = "no",
+                            seed: int, *, augment: bool = True,
                             progress: bool = True) -> tuple[SpeechEncoder, pd.DataFrame]:
     """A CTC recogniser as in `train_speech_encoder`; give it the judge's own voices and a seed of its own.
 
     `tokenizers.characters.transcribe(judge, waveforms)` reads with it.
     """
     return train_speech_encoder(config, utterances, budget, seed, name="recognition judge", augment=augment,
-                                precision=precision, progress=progress)
+                                progress=progress)

@@ -21,13 +21,13 @@ from omnidiff_lite.training.fit import fit
 
 
 def train_speech_decoder(config: SpeechDecoderConfig, tokens: Sequence[Ids], waves: Sequence[Waveform], budget: Budget,
-                         seed: int = 0, *, crop: int = 32, prior_weight: float = 1.0, precision: str = "no",
+                         seed: int = 0, *, crop: int = 32, prior_weight: float = 1.0,
                          progress: bool = True) -> tuple[SpeechDecoder, pd.DataFrame]:
     """Train a decoder on utterances of one voice, given their speech tokens [n] at 12.5 Hz.
 
     Every step takes `budget.batch` crops of `crop` tokens (32: 2.56 s). Utterances are joined end to end first, so that
-    none is too short to crop. Returns the decoder in eval mode and one row a step: loss, flow, prior. `precision` as in
-    `fit`; `prior_weight` scales the loss of mu.
+    none is too short to crop. Returns the decoder in eval mode and one row a step: loss, flow, prior.
+    `prior_weight` scales the loss of mu.
     Raises `ValueError` where tokens and waves do not belong together, or are too few.
     """
     ids, mel = _joined(config, tokens, waves)
@@ -45,7 +45,7 @@ def train_speech_decoder(config: SpeechDecoderConfig, tokens: Sequence[Ids], wav
         flow, prior = decoder.flow.loss(*(t.to(decoder.device) for t in batch), generator)
         return flow + prior_weight * prior, {"flow": flow.item(), "prior": prior.item()}
 
-    return decoder, fit(decoder, loss, budget, name="speech decoder", seed=seed, precision=precision, progress=progress)
+    return decoder, fit(decoder, loss, budget, name="speech decoder", seed=seed, progress=progress)
 
 
 def _joined(config: SpeechDecoderConfig, tokens: Sequence[Ids], waves: Sequence[Waveform]) -> tuple[Tensor, Tensor]:

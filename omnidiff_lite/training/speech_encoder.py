@@ -20,7 +20,7 @@ from omnidiff_lite.training.utterances import draw, padded_length, shown, vary_s
 
 def train_speech_encoder(config: SpeechEncoderConfig, utterances: Sequence[tuple[Waveform, str]], budget: Budget,
                          seed: int = 0, *, name: str = "speech encoder", augment: bool = True,
-                         precision: str = "no", progress: bool = True) -> tuple[SpeechEncoder, pd.DataFrame]:
+                         progress: bool = True) -> tuple[SpeechEncoder, pd.DataFrame]:
     """Train an encoder from nothing on (recording, text) pairs; also sets its feature statistics.
 
     Batches hold recordings of like length, padded to one of a few shapes. `augment`: other speeds, and parts of the
@@ -48,7 +48,7 @@ def train_speech_encoder(config: SpeechEncoderConfig, utterances: Sequence[tuple
         encoded = encoder(batch.to(encoder.device), lengths)[:, len(QUERIES):]
         return ctc_loss(encoder.log_probs(encoded), lengths * config.ctc_steps, [symbols[i] for i in chosen]), {}
 
-    return encoder, fit(encoder, loss, budget, name=name, seed=seed, precision=precision, progress=progress)
+    return encoder, fit(encoder, loss, budget, name=name, seed=seed, progress=progress)
 
 
 def _normalized(encoder: SpeechEncoder, waveforms: Sequence[Waveform]) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """Training of the speech tokenizer: recognition through the quantizer, so that its tokens carry what is said.
 
 As in GLM-4-Voice, whose codebook learned inside a speech recogniser: voices differ, tokens should not. Here the
-recogniser is CTC over characters, several steps a token, read from every token alone.
+recogniser is CTC over characters, several steps a token, read from each token and its two neighbours.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class Codebook:
     def _average(self, states: Tensor, ids: Tensor, weight: float) -> None:
         choice = F.one_hot(ids, len(self.rows)).to(states)
         self.count.lerp_(choice.sum(0), weight)
-        self.total.lerp_(choice.T @ states, weight)
+        with torch.autocast(states.device.type, enabled=False):  # averages drift in half precision
+            self.total.lerp_(choice.T @ states, weight)
         self.rows.copy_(self.total / self.count.clamp_min(1e-9)[:, None])
         self._restart(self.count < self.rare, states)
 
@@ -69,7 +70,7 @@ class Codebook:
 
 
 def train_speech_tokenizer(config: SpeechTokenizerConfig, utterances: Sequence[tuple[Waveform, str]], budget: Budget,
-                           seed: int = 0, *, augment: bool = True, precision: str = "no",
+                           seed: int = 0, *, augment: bool = True,
                            progress: bool = True) -> tuple[SpeechTokenizer, pd.DataFrame]:
     """Train a tokenizer from nothing on (recording, text) pairs of up to 30 s; `config.ctc_vocabulary` must be set.
 
@@ -101,7 +102,7 @@ def train_speech_tokenizer(config: SpeechTokenizerConfig, utterances: Sequence[t
         chosen, inputs = batch(step)
         out = tokenizer(*inputs)
         read = out.states if step < start else out.hidden
-        ctc = ctc_loss(tokenizer.ctc(read), steps[chosen], [symbols[i] for i in chosen])
+        ctc = ctc_loss(tokenizer.ctc(read, out.valid), steps[chosen], [symbols[i] for i in chosen])
         if step < start:
             return ctc, {"ctc": ctc.item(), "commitment": 0.0, "codes": 0}
         ids = out.ids[out.valid]
@@ -109,7 +110,7 @@ def train_speech_tokenizer(config: SpeechTokenizerConfig, utterances: Sequence[t
         return ctc + COMMITMENT * out.commitment, {
             "ctc": ctc.item(), "commitment": out.commitment.item(), "codes": len(ids.unique())}
 
-    return tokenizer, fit(tokenizer, loss, budget, name="speech tokenizer", seed=seed, precision=precision,
+    return tokenizer, fit(tokenizer, loss, budget, name="speech tokenizer", seed=seed,
                           progress=progress)
 
 
