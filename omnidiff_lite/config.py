@@ -197,6 +197,7 @@ class TrainingConfig:
     gamma: float = 0.6  # tail-pad masking ratio factor
     max_tail_pads: int = 16
     time: Literal["sequence", "token"] = "sequence"  # paper | released code
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: of the layers' matrices (the rest stays with AdamW)
     weight_decay: float = 0.0
     clip: float = 1.0
     precision: Literal["bf16", "fp32"] = "bf16"

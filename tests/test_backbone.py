@@ -1,19 +1,18 @@
-"""The denoiser computes the released function, under the released names, and refuses what does not fit."""
+"""The denoiser: who sees whom, what forward can be asked for, checkpoints in both layouts, what does not fit."""
 
 from __future__ import annotations
 
 import json
-import re
 
 import pytest
 import torch
-from denoiser_golden import GOLDEN, forward_case, released_denoiser, released_directory
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import DynamicCache
 
 from omnidiff_lite.backbone import Denoiser, DenoiserConfig, segment_mask
 from omnidiff_lite.config import ConfigError, DenoiserSize
-from omnidiff_lite.diffusion.loss import masked_cross_entropy
+from omnidiff_lite.parity import GOLDEN
+from omnidiff_lite.parity.denoiser import forward_case, released_denoiser, released_directory
 from omnidiff_lite.vocabulary import Vocabulary
 from omnidiff_lite.weights import CheckpointError
 
@@ -26,76 +25,15 @@ def small(**fields) -> Denoiser:
     return Denoiser(DenoiserConfig.from_size(SIZE, VOCABULARY, speech_dim=6, **fields)).eval()
 
 
-def released_packed_mask() -> torch.Tensor:
-    """The released training mask: own segment only, pad queries see nothing, but pad *keys* are seen."""
-    case = forward_case("packed")
-    segment = (case["position_ids"] == 0).cumsum(-1)
-    same = segment[:, :, None] == segment[:, None]
-    return (same & case["attention_mask"].bool()[:, :, None])[:, None]
-
-
-# --- the released function ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["infer_len1", "infer_len7", "infer_posids"])
-def test_full_attention_equals_released(name):
-    case = forward_case(name)
-    logits = released_denoiser()(case["input_ids"], position_ids=case.get("position_ids")).logits
-    torch.testing.assert_close(logits, case["logits"], atol=1e-5, rtol=0)
-
-
-def test_packed_row_equals_released_with_its_mask():
-    case = forward_case("packed")
-    logits = released_denoiser()(case["input_ids"], position_ids=case["position_ids"],
-                                 attention_mask=released_packed_mask()).logits
-    torch.testing.assert_close(logits, case["logits"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(masked_cross_entropy(logits, case["labels"]), case["loss"], atol=1e-5, rtol=0)
-
-
-def test_gradients_equal_released(tmp_path):
-    case = forward_case("packed")
-    model = Denoiser.from_pretrained(released_directory(tmp_path))
-    logits = model(case["input_ids"], position_ids=case["position_ids"], attention_mask=released_packed_mask()).logits
-    masked_cross_entropy(logits, case["labels"]).backward()
-    gradients = {name: p.grad for name, p in model.named_parameters()}
-    compared = 0
-    for key, expected in case.items():
-        if key.startswith("grad"):
-            kind, name = key.split(".", 1)
-            found = gradients[name].norm() if kind == "grad_norm" else gradients[name]
-            assert (found - expected).norm() <= 1e-4 * expected.norm(), name
-            compared += 1
-    assert compared == 6
+# --- the released function: see test_parity_report.py ---------------------------------------------------------------
 
 
 def test_segments_are_the_released_packing_but_for_its_visible_pads():
+    """Rows 0 to 24 are equal (a row of the parity report); the last segment saw the tail pads as released."""
     case = forward_case("packed")
     segment = (case["position_ids"] == 0).cumsum(-1).masked_fill(case["attention_mask"] == 0, -1)
     logits = released_denoiser()(case["input_ids"], position_ids=case["position_ids"], segment_ids=segment).logits
-    torch.testing.assert_close(logits[:, :25], case["logits"][:, :25], atol=1e-5, rtol=0)  # segments 1 and 2
-    assert (logits[:, 25:34] - case["logits"][:, 25:34]).abs().max() > 0.1  # the last one saw the tail pads
-
-
-def test_speech_frames_are_projected_into_place():
-    case, model = forward_case("audio"), released_denoiser()
-    torch.testing.assert_close(model.project_speech(case["frames0"])[None], case["projected0"], atol=1e-5, rtol=0)
-    embeddings = model.embed(case["input_ids"]).detach().clone()
-    for n in "01":
-        batch, place = case[f"indices{n}"].flatten(1)
-        embeddings[batch, place] = model.project_speech(case[f"frames{n}"])
-    torch.testing.assert_close(model(inputs_embeds=embeddings).logits, case["logits"], atol=1e-5, rtol=0)
-
-
-def test_full_size_has_exactly_the_released_names_and_shapes():
-    released = {}
-    for line in (GOLDEN / "keys" / "omni_diffusion_7b.txt").read_text().splitlines():
-        name, shape, copies = re.fullmatch(r"(\S+)\s+\[([\d, ]*)\](?:\s+x(\d+).*)?", line).groups()
-        for n in range(int(copies or 1)):
-            released[name.replace("*", str(n), 1)] = [int(s) for s in shape.split(", ")]
-    with torch.device("meta"):
-        own = {name: list(t.shape) for name, t in Denoiser(DenoiserConfig()).state_dict().items()}
-    assert own == {name: shape for name, shape in released.items() if "audio_model" not in name}
-    assert len(own) == 343
+    assert (logits[:, 25:34] - case["logits"][:, 25:34]).abs().max() > 0.1
 
 
 # --- who sees whom --------------------------------------------------------------------------------------------------
@@ -205,7 +143,7 @@ def test_dtype_is_float32_unless_asked(tmp_path):
 
 
 def test_released_file_may_hold_the_speech_encoder(tmp_path):
-    state = load_file(GOLDEN / "dream_tiny.safetensors")
+    state = GOLDEN.tensors("dream_tiny")
     released_directory(tmp_path)
     save_file(state | {"model.audio_model.model.ctc.ctc_lo.bias": torch.zeros(3)}, tmp_path / "model.safetensors",
               metadata={"format": "pt"})
@@ -221,7 +159,7 @@ def test_released_file_may_hold_the_speech_encoder(tmp_path):
     (lambda s: s.update({"lm_head.weight": torch.zeros(599, 64)}), "misshapen 1: lm_head.weight"),
 ])
 def test_what_does_not_fit_is_named(tmp_path, damage, message):
-    state = load_file(GOLDEN / "dream_tiny.safetensors")
+    state = GOLDEN.tensors("dream_tiny")
     released_directory(tmp_path)
     damage(state)
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
@@ -272,7 +210,7 @@ def test_unknown_keys_are_refused_in_the_kits_own_configuration_only(tmp_path):
         DenoiserConfig(hiden_size=3)
     with pytest.raises(ConfigError, match="'bert' is no denoiser"):
         DenoiserConfig(model_type="bert")
-    released = json.loads((GOLDEN / "dream_tiny_config.json").read_text()) | {"auto_map": {}, "use_flash": 1}
+    released = GOLDEN.json("dream_tiny_config") | {"auto_map": {}, "use_flash": 1}
     assert DenoiserConfig(**released).hidden_size == 64
     (tmp_path / "config.json").write_text(json.dumps(released))
     config = DenoiserConfig.from_pretrained(tmp_path)

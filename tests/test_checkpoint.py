@@ -7,32 +7,35 @@ from pathlib import Path
 import pytest
 import torch
 
-from omnidiff_lite.training.checkpoint import Checkpoints, tensors
+from omnidiff_lite.training.checkpoint import Checkpoints, Optimizers, tensors
 from omnidiff_lite.weights import CheckpointError
 
 RUN = {"stage": 1, "seed": 0, "training.gamma": 0.6, "training.stage1.learning_rate": 1e-3}
 
 
-def network(seed: int = 0) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+def network(seed: int = 0) -> tuple[torch.nn.Module, Optimizers]:
+    """Two layers; the first one's matrix with Muon, the rest with AdamW."""
     torch.manual_seed(seed)
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
-    return model, torch.optim.AdamW(model.parameters(), lr=1e-2)
+    matrix, *rest = model.parameters()
+    return model, [torch.optim.AdamW(rest, lr=1e-2), torch.optim.Muon([matrix], lr=1e-2)]
 
 
-def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+def train(model: torch.nn.Module, optimizers: Optimizers, steps: range) -> None:
     for step in steps:
         torch.manual_seed(step)
         model(torch.randn(5, 3)).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
 
 
 def saved(directory: Path, *steps: int) -> Checkpoints:
     """A run that was checkpointed after these steps."""
-    checkpoints, (model, optimizer), done = Checkpoints(directory, RUN), network(), 0
+    checkpoints, (model, optimizers), done = Checkpoints(directory, RUN), network(), 0
     for step in steps:
-        train(model, optimizer, range(done, step))
-        checkpoints.save(step, model, optimizer)
+        train(model, optimizers, range(done, step))
+        checkpoints.save(step, model, optimizers)
         done = step
     return checkpoints
 
@@ -50,9 +53,9 @@ def test_a_resumed_optimizer_goes_on_to_the_last_bit(tmp_path):
 
 
 def test_an_empty_folder_starts_at_step_0(tmp_path):
-    model, optimizer = network()
-    before = tensors(model, optimizer)[0]
-    assert Checkpoints(tmp_path / "none", RUN).load(model, optimizer) == 0
+    model, optimizers = network()
+    before = tensors(model, optimizers)[0]
+    assert Checkpoints(tmp_path / "none", RUN).load(model, optimizers) == 0
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
 
 

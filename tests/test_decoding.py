@@ -1,10 +1,9 @@
-"""Decoding: every recorded canvas of the released sampler, and what must hold for any settings."""
+"""Decoding: what must hold for any settings."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from denoiser_golden import BEGIN_OF_AUDIO, MASK, SAMPLES, released_denoiser, sample_case, with_sharper_head
 
 from omnidiff_lite.backbone import Denoiser, DenoiserConfig
 from omnidiff_lite.chat import S2I_SYSTEM, T2I_PROMPTS, ChatEncoder
@@ -17,7 +16,6 @@ from omnidiff_lite.diffusion.schedule import plan
 from omnidiff_lite.tokenizers.text import extend, train_text_tokenizer
 from omnidiff_lite.vocabulary import Vocabulary
 
-ALGORITHMS = {"maskgit_plus": "confidence", "topk_margin": "margin", "entropy": "entropy", "entropy-penalty": "entropy"}
 V = Vocabulary.small(text=30, speech_codes=12, image_codes=16)
 SIZE = DenoiserSize(hidden_size=32, intermediate_size=48, layers=2, heads=4, kv_heads=2, rope_theta=1e4)
 
@@ -36,27 +34,7 @@ def prompts(*lengths: int) -> list[torch.Tensor]:
     return [torch.randint(30, (n,), generator=generator) for n in lengths]
 
 
-# --- the released sampler -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", SAMPLES)
-def test_every_released_canvas(name):
-    """TIE_boa_block16 hangs on the order in which topk returns equal -inf, which is that of a CPU."""
-    call, used, recorded = sample_case(name)
-    config = DecodingConfig(
-        length=used["max_new_tokens"], steps=used["steps"], algorithm=ALGORITHMS[call["alg"]], eps=used["eps"],
-        temperature=used["temperature"], top_p=used["top_p"], top_k=used["top_k"],
-        repetition_penalty=call.get("repeat_penalty", 1.0), position_penalty=call.get("max_position_penalty", 1.0),
-        prefill={0.2: BEGIN_OF_AUDIO} if call.get("add_boa_token") else {}, block_length=call.get("block_size"),
-        guidance_alignment="released", guidance_scale=call.get("cfg", 0.0),
-        guidance_prompt_ids=recorded.get("uncond_prompt_ids"))
-    prompt = recorded["prompt_ids"]
-    result = decode(with_sharper_head(released_denoiser(), call.get("lm_head_scale", 1)), prompt, config)
-    expected = recorded["histories"][:, prompt.shape[1]:].long()
-    assert torch.equal(torch.cat(result.history), expected)
-    assert torch.equal(result.ids, recorded["final"][:, prompt.shape[1]:].long())
-    fixed = [(result.decided == step).sum().item() for step in range(len(result.history))]
-    assert sum(fixed) == (result.ids != MASK).sum().item() - len(config.prefill)
+# --- the schedule; every canvas of the released sampler is in test_parity_report.py ---------------------------------
 
 
 def transfers(length: int, steps: int) -> list[int]:

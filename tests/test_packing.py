@@ -1,10 +1,8 @@
-"""Packing: rows, the endless stream, and the released packing."""
+"""Packing: rows and the endless stream; the released packing is in test_parity_report.py."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ import torch
 import toys
 
 from omnidiff_lite.data.packing import (
-    WINDOW, PackedRow, PackedStream, PackingError, efficiency, first_fit, pack_released, pack_row)
+    WINDOW, PackedRow, PackedStream, PackingError, efficiency, first_fit, pack_row)
 
 PAD, AUDIO = toys.VOCABULARY.pad, toys.VOCABULARY.context_of_audio
 IDS = {"pad": PAD, "context_of_audio": AUDIO}
@@ -158,25 +156,3 @@ def test_a_mix_that_cannot_be_drawn_is_refused(mix, message):
 def test_a_row_too_short_for_every_sample_is_refused():
     with pytest.raises(PackingError, match="none of its 64 samples fits a row of 8 tokens"):
         PackedStream(toys.datasets(), {"asr": 1}, 8, 4, 0, **IDS)
-
-
-# --- the released packing -------------------------------------------------------------------------------------------
-
-def test_the_released_packing_is_reproduced_exactly():
-    """Per source buffers, flush on overflow, too long dropped, the rest never emitted."""
-    golden = json.loads((Path(__file__).parent / "golden" / "packing.json").read_text())
-    rows = list(pack_released(golden_samples(golden), golden["max_length"], pad=151643))
-    assert len(rows) == len(golden["emitted"])
-    for row, expected in zip(rows, golden["emitted"]):
-        assert (row is None) == (expected == {})
-        if row:
-            assert {name: getattr(row, name) for name in expected if name != "tokens"} == {
-                name: value for name, value in expected.items() if name != "tokens"}
-
-
-def golden_samples(golden: dict):
-    """Ids 1..n, the first half of them prompt."""
-    for source, length in golden["samples_source_and_length"]:
-        ids = np.arange(1, length + 1, dtype=np.int32)
-        labels = np.where(np.arange(length) < length // 2, -100, ids).astype(np.int32)
-        yield source, toys.EncodedSample(ids, labels, np.zeros((0, 4), np.float16), "text_qa")

@@ -1,31 +1,27 @@
-"""SenseVoice: the same numbers as the released code, from the wave to the frames, and a head that learns to read."""
+"""SenseVoice: from the wave to the frames, files in both layouts, and a head that learns to read."""
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from omnidiff_lite.config import Budget, SpeechEncoderConfig
 from omnidiff_lite.media import MediaError, Waveform
+from omnidiff_lite.parity import GOLDEN
+from omnidiff_lite.parity.tokenizers import SENSEVOICE, speech_encoder
 from omnidiff_lite.tokenizers.characters import ctc_loss, decode, encode, normalise, steps_needed, transcribe
-from omnidiff_lite.tokenizers.speech_encoder import OMNI_PREFIX, SpeechEncoder, sinusoid
-from omnidiff_lite.tokenizers.speech_features import fbank, read_statistics, stack_frames, statistics
+from omnidiff_lite.tokenizers.speech_encoder import OMNI_PREFIX, SpeechEncoder
+from omnidiff_lite.tokenizers.speech_features import fbank, read_statistics, statistics
 from omnidiff_lite.training.judges import train_recognition_judge
 from omnidiff_lite.training.speech_encoder import train_speech_encoder
 from omnidiff_lite.training.utterances import draw, padded_length, shown, vary_speed
-from omnidiff_lite.weights import CheckpointError, strict_load
+from omnidiff_lite.weights import CheckpointError
 
-GOLDEN = Path(__file__).parent / "golden"
-FRONTEND = load_file(GOLDEN / "frontend.safetensors")
-TINY = load_file(GOLDEN / "sensevoice_tiny.safetensors")
-RELEASED = {n.removeprefix("weights.audio_model.model."): t for n, t in TINY.items()
-            if n.startswith("weights.audio_model.model.")}
-TINY_CONFIG = SpeechEncoderConfig(mels=40, stack=1, stride=1, dim=32, heads=4, ffn=48, blocks=3, tp_blocks=2,
-                                  ctc_vocabulary=11)
+FRONTEND, TINY = GOLDEN.tensors("frontend"), GOLDEN.tensors("sensevoice_tiny")
+RELEASED = GOLDEN.tensors("sensevoice_tiny", "weights.audio_model.model.")
 SMALL = SpeechEncoderConfig(dim=32, heads=2, ffn=64, blocks=2, tp_blocks=1, dropout=0.0, ctc_vocabulary=32, ctc_steps=2)
 
 
@@ -33,24 +29,7 @@ def noise(n: int, rate: int = 16000) -> Waveform:
     return Waveform(0.1 * np.random.default_rng(n).standard_normal(n).astype(np.float32), rate)
 
 
-def released_tiny() -> SpeechEncoder:
-    part = SpeechEncoder(TINY_CONFIG).eval()
-    strict_load(part, RELEASED, derivable=lambda name: name == "cmvn")
-    return part
-
-
 # --- front end -------------------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("clip", ["a", "b"])
-def test_front_end_matches_the_released_one(clip):
-    frames = fbank(Waveform(FRONTEND[f"{clip}.wave"].numpy(), 16000))
-    torch.testing.assert_close(frames, FRONTEND[f"{clip}.fbank"], atol=1e-3, rtol=0)
-    assert torch.equal(stack_frames(FRONTEND[f"{clip}.fbank"]), FRONTEND[f"{clip}.lfr"])
-    encoder = SpeechEncoder(SMALL)
-    encoder.cmvn.copy_(FRONTEND["cmvn"])
-    features = encoder.features(Waveform(FRONTEND[f"{clip}.wave"].numpy(), 16000))
-    torch.testing.assert_close(features, FRONTEND[f"{clip}.features"], atol=2e-3, rtol=1e-4)
-
 
 @pytest.mark.filterwarnings("ignore:At least one mel filter")  # as released: the shrunk FFT leaves some empty
 @pytest.mark.parametrize("samples, frames", [(1, 1), (200, 1), (399, 1), (400, 1), (559, 1), (560, 2), (16000, 98)])
@@ -103,22 +82,8 @@ def test_released_statistics_file(tmp_path):
 # --- encoder ---------------------------------------------------------------------------------------------------------
 
 @torch.no_grad()
-def test_encoder_matches_the_released_one():
-    lengths, encoder = TINY["short.feature_lengths"], released_tiny()
-    for dtype, name, tolerance in ((torch.float32, "f32", 1e-4), (torch.bfloat16, "bf16", 0.1)):
-        encoded = encoder.to(dtype)(TINY["short.features"], lengths)
-        assert encoded.dtype == dtype and torch.equal(lengths + 4, TINY[f"short.{name}.encoder_lengths"].long())
-        for row, wanted, length in zip(encoded, TINY[f"short.{name}.encoder_out"], (lengths + 4).tolist()):
-            torch.testing.assert_close(row[:length], wanted[:length], atol=tolerance, rtol=0)
-
-
-def test_positions_start_at_one():
-    torch.testing.assert_close(sinusoid(304, 40), TINY["pos.f32"], atol=1e-6, rtol=0)
-
-
-@torch.no_grad()
 def test_padding_does_not_touch_valid_frames():
-    encoder, lengths = released_tiny(), torch.tensor([9, 14])
+    encoder, lengths = speech_encoder(), torch.tensor([9, 14])
     features = TINY["short.features"].clone()
     features[0, 9:] = 1e3
     padded, alone = encoder(features, lengths)[0, :13], encoder(features[:1, :9], lengths[:1])[0]
@@ -138,14 +103,6 @@ def test_batch_equals_one_by_one():
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
-
-def test_full_size_has_the_released_names_and_shapes():
-    with torch.device("meta"):
-        own = {n: tuple(t.shape) for n, t in SpeechEncoder(SpeechEncoderConfig()).state_dict().items() if n != "cmvn"}
-    lines = [line.split("\t") for line in (GOLDEN / "keys" / "sensevoice_small.txt").read_text().splitlines()]
-    assert own == {name: tuple(int(n) for n in re.findall(r"\d+", shape)) for name, shape in lines}
-    assert len(own) == 917
-
 
 def test_save_and_load(tmp_path):
     encoder = SpeechEncoder(SMALL).eval()
@@ -287,7 +244,7 @@ def test_training_is_repeatable_and_the_judge_is_another_model(utterances):
 
 @pytest.mark.parametrize("config, text, message", [
     (SMALL, "a long sentence in half a second", "needs .* CTC steps.*gives 16.*ctc_steps"), (SMALL, "...", "needs 0"),
-    (TINY_CONFIG, "a", "ctc_vocabulary is 11.*29")])
+    (SENSEVOICE, "a", "ctc_vocabulary is 11.*29")])
 def test_training_rejects_what_cannot_be_spelled(config, text, message):
     with pytest.raises(ValueError, match=message):
         train_speech_encoder(config, [(noise(8000), text)], Budget(steps=1), seed=0)

@@ -1,28 +1,25 @@
-"""GLM-4-Voice speech tokenizer: the released ids, 12.5 a second, and codes that learn to say what is said."""
+"""GLM-4-Voice speech tokenizer: ids, 12.5 a second, and codes that learn to say what is said."""
 
 import json
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from omnidiff_lite.config import Budget, SpeechTokenizerConfig
 from omnidiff_lite.media import MediaError, Waveform
+from omnidiff_lite.parity import GOLDEN
+from omnidiff_lite.parity.tokenizers import GLM_TOKENIZER
 from omnidiff_lite.tokenizers.characters import encode, transcribe
 from omnidiff_lite.tokenizers.speech_tokenizer import WHISPER_PREFIX, SpeechTokenizer
 from omnidiff_lite.training.speech_tokenizer import Codebook, train_speech_tokenizer
-from omnidiff_lite.weights import CheckpointError, strict_load
+from omnidiff_lite.weights import CheckpointError
 
-GOLDEN = Path(__file__).parent / "golden"
-TINY = load_file(GOLDEN / "glmtok_tiny.safetensors")
-RELEASED = {n.removeprefix("weights."): t for n, t in TINY.items() if n.startswith("weights.")}
-RELEASED_CONFIG = json.loads((GOLDEN / "glmtok_tiny.json").read_text())["config"]
-TINY_CONFIG = SpeechTokenizerConfig(mels=8, dim=16, heads=2, ffn=24, layers=3, positions=48, block=8, pooling=4,
-                                    codes=64)
+TINY = GOLDEN.tensors("glmtok_tiny")
+RELEASED = GOLDEN.tensors("glmtok_tiny", "weights.")
+RELEASED_CONFIG = GOLDEN.json("glmtok_tiny")["config"]
 SMALL = SpeechTokenizerConfig(mels=80, dim=32, heads=2, ffn=64, layers=2, codes=32, ctc_vocabulary=32)
 
 
@@ -35,22 +32,7 @@ def small(config: SpeechTokenizerConfig = SMALL) -> SpeechTokenizer:
     return SpeechTokenizer(config).eval()
 
 
-# --- the released numbers --------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("case", ["one", "batch"])
-@torch.no_grad()
-def test_tokens_match_the_released_code(case):
-    tokenizer = SpeechTokenizer(TINY_CONFIG).eval()
-    strict_load(tokenizer, RELEASED)
-    features, mask = TINY[f"{case}.input_features"], TINY[f"{case}.attention_mask"]
-    heard, counted = mask[:, ::2].bool(), TINY[f"{case}.token_mask"].bool()
-    states, wanted = tokenizer.states(features, mask)[heard], TINY[f"{case}.layer3_out"][heard]
-    torch.testing.assert_close(states, wanted, atol=1e-4, rtol=0)
-    out = tokenizer(features, mask)
-    assert torch.equal(out.valid, counted)
-    assert torch.equal(out.ids[counted], TINY[f"{case}.token_ids"][counted])
-    torch.testing.assert_close(out.hidden[counted], TINY[f"{case}.last_hidden_state"][counted], atol=1e-5, rtol=0)
-
+# --- codes; the released numbers are in test_parity_report.py ---------------------------------------------------------
 
 def test_quantize_is_the_nearest_row():
     tokenizer = small()
@@ -69,7 +51,7 @@ def test_one_token_is_80_ms(samples, tokens):
 
 def test_long_recordings_are_cut_into_chunks():
     """At 30 s released; here at 48 positions, 0.96 s. Each chunk is encoded alone."""
-    tokenizer, wave = small(TINY_CONFIG), noise(2 * 15360 + 1281)
+    tokenizer, wave = small(GLM_TOKENIZER), noise(2 * 15360 + 1281)
     ids = tokenizer.encode(wave)
     assert tokenizer.samples_per_chunk == 15360 and len(ids) == 12 + 12 + 2
     assert torch.equal(ids[12:24], tokenizer.encode(Waveform(wave.samples[15360:30720], 16000)))
@@ -98,21 +80,12 @@ def test_unusable_inputs():
     with pytest.raises(MediaError, match="empty"):
         small().encode(Waveform(np.zeros(0, np.float32), 16000))
     with pytest.raises(MediaError, match="60 frames are more than .* 48"):
-        small(TINY_CONFIG).states(torch.zeros(1, 8, 120), torch.ones(1, 120, dtype=torch.int64))
+        small(GLM_TOKENIZER).states(torch.zeros(1, 8, 120), torch.ones(1, 120, dtype=torch.int64))
     with pytest.raises(CheckpointError, match="no recognition head.*ctc_vocabulary"):
-        small(TINY_CONFIG).recognise([noise(8000)])
+        small(GLM_TOKENIZER).recognise([noise(8000)])
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
-
-def test_full_size_has_the_released_names_and_shapes():
-    with torch.device("meta"):
-        own = {n: tuple(t.shape) for n, t in SpeechTokenizer(SpeechTokenizerConfig()).state_dict().items()}
-    lines = [line.split("\t") for line in (GOLDEN / "keys" / "glm4voice_tokenizer.txt").read_text().splitlines()]
-    released = {name: tuple(int(n) for n in re.findall(r"\d+", shape)) for name, shape in lines}
-    assert own == {name: shape for name, shape in released.items() if not name.startswith("ema_")}
-    assert len(own) == 247
-
 
 def test_save_and_load(tmp_path):
     tokenizer = small()
@@ -135,7 +108,7 @@ def test_released_layouts(tmp_path, prefix):
     save_file(state, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(RELEASED_CONFIG))
     tokenizer = SpeechTokenizer.from_pretrained(tmp_path)
-    assert tokenizer.config == TINY_CONFIG
+    assert tokenizer.config == GLM_TOKENIZER
     ids = tokenizer(TINY["one.input_features"], TINY["one.attention_mask"]).ids
     assert torch.equal(ids, TINY["one.token_ids"])
 
@@ -211,7 +184,7 @@ def test_training_is_repeatable():
 
 
 @pytest.mark.parametrize("config, seconds, message", [
-    (TINY_CONFIG, 0.5, "ctc_vocabulary is 0"), (SMALL, 40, "s long; cut it to one chunk of 30 s")])
+    (GLM_TOKENIZER, 0.5, "ctc_vocabulary is 0"), (SMALL, 40, "s long; cut it to one chunk of 30 s")])
 def test_training_rejects_what_it_cannot_use(config, seconds, message):
     with pytest.raises(ValueError, match=message):
         train_speech_tokenizer(config, [(noise(int(16000 * seconds)), "a")], Budget(steps=1), seed=0)

@@ -148,9 +148,9 @@ def test_tensorboard_holds_the_same_losses(tmp_path):
 
 # --- it resumes -----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_stop_and_resume_equals_a_straight_run(tmp_path, precision):
-    preset = toys.preset(training__precision=precision)
+@pytest.mark.parametrize("settings", [{"precision": "fp32"}, {"precision": "bf16"}, {"optimizer": "muon"}], ids=str)
+def test_stop_and_resume_equals_a_straight_run(tmp_path, settings):
+    preset = toys.preset(**{f"training__{key}": value for key, value in settings.items()})
     whole = run(tmp_path / "whole", preset=preset)
     run(tmp_path / "parts", preset=preset, stop_after=3)
     assert_same(run(tmp_path / "parts", preset=preset), whole)

@@ -5,7 +5,8 @@
     print(plan.report())
 
 Parameters are counted on modules without memory; memory and FLOPs follow formulas that the tests check against
-measured runs; tokens follow the paper's table 4 and the assumptions of `plan.data`.
+measured runs; tokens follow the paper's table 4 and the assumptions of `plan.data`. What an answer costs is timed by
+`plan.timing.bench`, beside the floor of `plan.floor`.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
 from omnidiff_lite.weights import CheckpointError
 
 KEEP = 2
+Optimizers = Sequence[torch.optim.Optimizer]
 GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)  # of sharded (FSDP2) states the whole
 
 
@@ -39,10 +41,10 @@ class Checkpoints:
         self.directory = Path(directory)
         self.fingerprint = json.loads(json.dumps(fingerprint))
 
-    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, write: bool = True) -> None:
+    def save(self, step: int, model: nn.Module, optimizers: Optimizers, write: bool = True) -> None:
         """Write the state after `step` steps and keep the last two. `write`: False on all processes but the first,
         which take part in gathering a sharded state."""
-        state, moments = tensors(model, optimizer)
+        state, moments = tensors(model, optimizers)
         if not write:
             return
         final = self.directory / f"step-{step:08d}"
@@ -61,7 +63,7 @@ class Checkpoints:
         _flush(self.directory)
         self._forget()
 
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    def load(self, model: nn.Module, optimizers: Optimizers) -> int:
         """Load the newest good checkpoint in place; returns its step, 0 where there is none.
 
         A damaged one is passed over with a warning. Raises `CheckpointError` where all are damaged, or where the run
@@ -75,7 +77,7 @@ class Checkpoints:
                 warnings.warn(f"{path} is damaged ({error}); using an earlier checkpoint", stacklevel=2)
                 continue
             self._same_run(state["fingerprint"], path)
-            restore(model, optimizer, weights, moments)
+            restore(model, optimizers, weights, moments)
             return state["step"]
         if found:
             raise CheckpointError(f"{self.directory}: all of its {len(found)} checkpoints are damaged; delete the "
@@ -120,16 +122,15 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return _plain(get_model_state_dict(model, options=GATHERED))
 
 
-def tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """`weights`, and likewise all optimizer moments as `<weight>.<moment>`."""
-    moments = get_optimizer_state_dict(model, optimizer, options=GATHERED).get("state", {})
+def tensors(model: nn.Module, optimizers: Optimizers) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """`weights`, and likewise the moments of all optimizers as `<weight>.<moment>`."""
+    moments = get_optimizer_state_dict(model, list(optimizers), options=GATHERED).get("state", {})
     return (weights(model),
             _plain({f"{name}.{key}": value for name, kept in moments.items() for key, value in kept.items()}))
 
 
-def restore(model: nn.Module, optimizer: torch.optim.Optimizer, weights: dict[str, Tensor],
-            moments: dict[str, Tensor]) -> None:
-    """Put what `tensors` gave back in place; the optimizer keeps its settings. Takes one group of parameters.
+def restore(model: nn.Module, optimizers: Optimizers, weights: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
+    """Put what `tensors` gave back in place; optimizers keep their settings.
 
     Raises `CheckpointError` where names differ.
     """
@@ -141,10 +142,12 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, weights: dict[st
                               f"{', '.join(sorted(wrong)[:3])}")
     for (name, key), value in kept.items():
         state[name][key] = value
-    (group,) = optimizer.param_groups
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = [group | {"params": [names[parameter] for parameter in group["params"]]}
+              for optimizer in optimizers for group in optimizer.param_groups]
     set_model_state_dict(model, weights, options=GATHERED)
-    set_optimizer_state_dict(model, optimizer, options=GATHERED,
-                             optim_state_dict={"state": state, "param_groups": [group | {"params": list(state)}]})
+    set_optimizer_state_dict(model, list(optimizers), options=GATHERED,
+                             optim_state_dict={"state": state, "param_groups": groups})
 
 
 def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
@@ -41,11 +42,11 @@ class AnswerLoss(nn.Module):
 class Stepper:
     """One optimizer step after the other, each from its number alone."""
 
-    def __init__(self, accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer,
+    def __init__(self, accelerator: Accelerator, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer],
                  stream: PackedStream, config: TrainingConfig, seed: tuple[int, int], seconds: float = 0.0) -> None:
-        """`module`, `optimizer`: as prepared by `accelerator`. `seconds`: of training before this call."""
+        """`module`, `optimizers`: as prepared by `accelerator`. `seconds`: of training before this call."""
         self.seconds = seconds
-        self.accelerator, self.module, self.optimizer = accelerator, module, optimizer
+        self.accelerator, self.module, self.optimizers = accelerator, module, optimizers
         self.stream, self.config, self.seed = stream, config, seed
         self.denoiser = accelerator.unwrap_model(module).denoiser.config
 
@@ -69,10 +70,11 @@ class Stepper:
                 sums += self._backward(batch.to(self.accelerator.device), self.accelerator.num_processes / count)
         # --- Update -----------------------------------------------------------------------------------------------
         norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         losses, counts = self._sum(sums).tolist()
         tokens, seconds = sum(row.tokens for row in rows), time.perf_counter() - begun
         self.seconds += seconds

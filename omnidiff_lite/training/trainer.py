@@ -32,14 +32,15 @@ from omnidiff_lite.data.encode import EncodedSample
 from omnidiff_lite.data.packing import PackedStream, pack_all
 from omnidiff_lite.provenance import source_hash
 from omnidiff_lite.training.batches import choose_scored, collate
-from omnidiff_lite.training.checkpoint import Checkpoints
+from omnidiff_lite.training.checkpoint import Checkpoints, Optimizers
 from omnidiff_lite.training.log import StepLog, read_log
+from omnidiff_lite.training.optimizers import make_optimizers
 from omnidiff_lite.training.step import AnswerLoss, Stepper, TrainingError
 
 FIGURES = ["loss", "learning_rate", "gradient_norm", "tokens", "scored", "efficiency", "tokens_per_second",
            "data_seconds", "seconds"]
 HOW = ("compile", "recompute", "micro_rows", "checkpoint_every")  # settings that may change when a run is resumed
-SOURCES = ("backbone.py", "diffusion/corruption.py", "diffusion/loss.py", "data/packing.py", "training/step.py",
+SOURCES = ("backbone.py", "diffusion/corruption.py", "diffusion/loss.py", "data/packing.py", "training/step.py", "training/optimizers.py",
            "training/batches.py", "training/trainer.py")  # the code that decides what a step does
 NOTES = ("transformers_version", "architectures", "dtype", "_name_or_path")  # beside a config's fields once it is saved
 VALIDATION = 4  # in place of a stage's number where masks are drawn
@@ -76,15 +77,15 @@ def train_stage(preset: Preset, stage: int, denoiser: Denoiser, datasets: Datase
     accelerator = _accelerator(plan)
     stream = PackedStream(datasets, plan.mix, config.length, plan.rows, seed, **_packing(config, denoiser.config))
     checkpoints = Checkpoints(Path(out_dir) / "checkpoints", fingerprint(preset, stage, denoiser, stream))
-    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=plan.learning_rate, betas=(0.9, 0.95), eps=1e-8,
-                                  weight_decay=config.weight_decay, fused=True)
-    module, optimizer = accelerator.prepare(AnswerLoss(denoiser, config.precision), optimizer)
-    start = _resume(checkpoints, denoiser, optimizer.optimizer, resume, accelerator)
+    module, *optimizers = accelerator.prepare(AnswerLoss(denoiser, config.precision),
+                                              *make_optimizers(denoiser, config, plan.learning_rate))
+    bare = [optimizer.optimizer for optimizer in optimizers]
+    start = _resume(checkpoints, denoiser, bare, resume, accelerator)
     last = plan.steps if stop_after is None else min(stop_after, plan.steps)
     with _log(out_dir, stream, start, accelerator) as log, _prepared(denoiser, config), \
             tqdm(total=plan.steps, initial=start, desc=f"stage {stage}", unit="step", mininterval=5.0,
                  disable=not (progress and accelerator.is_main_process)) as bar:
-        stepper = Stepper(accelerator, module, optimizer, stream, config, (seed, stage), log.seconds if log else 0.0)
+        stepper = Stepper(accelerator, module, optimizers, stream, config, (seed, stage), log.seconds if log else 0.0)
         for step in range(start, last):
             figures = stepper.step(step, learning_rate(plan, step))
             if log:
@@ -92,7 +93,7 @@ def train_stage(preset: Preset, stage: int, denoiser: Denoiser, datasets: Datase
             bar.set_postfix_str("loss {loss:.3f}, {tokens_per_second:.0f} tokens/s".format_map(figures), refresh=False)
             bar.update()
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == last:
-                checkpoints.save(step + 1, denoiser, optimizer.optimizer, write=accelerator.is_main_process)
+                checkpoints.save(step + 1, denoiser, bare, write=accelerator.is_main_process)
     accelerator.wait_for_everyone()
     return read_log(Path(out_dir) / "log.csv")
 
@@ -159,14 +160,14 @@ def _accelerator(plan: StageConfig) -> Accelerator:
     return accelerator
 
 
-def _resume(checkpoints: Checkpoints, denoiser: Denoiser, optimizer: torch.optim.Optimizer, resume: Resume,
+def _resume(checkpoints: Checkpoints, denoiser: Denoiser, optimizers: Optimizers, resume: Resume,
             accelerator: Accelerator) -> int:
     """The step to begin with."""
     if resume == "auto" and not checkpoints.same_run():
         warnings.warn(f"{checkpoints.directory} holds another run: starting afresh", stacklevel=3)
         resume = False
     if resume:
-        return checkpoints.load(denoiser, optimizer)
+        return checkpoints.load(denoiser, optimizers)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         checkpoints.clear()

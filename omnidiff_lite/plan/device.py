@@ -1,0 +1,126 @@
+"""What a device can do at most, measured: bytes moved and multiplications a second; and the memory that work takes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from omnidiff_lite.evaluation.statistics import Estimate, median_interval
+from omnidiff_lite.plan.parts import PlanError
+
+
+def device_of(name: str | torch.device, needed: int = 0) -> torch.device:
+    """The device; `PlanError` where it does not exist or has fewer than `needed` bytes free."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise PlanError(f"device {str(name)!r}: give cpu, cuda or cuda:1") from None
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
+        raise PlanError(f"device {name}: not on this machine; times are taken on cpu or cuda")
+    free = _free_bytes(device)
+    if free < needed:
+        raise PlanError(f"device {name}: the weights take {needed / 2**30:.1f} GiB and {free / 2**30:.1f} are free; "
+                        "name a larger device or a smaller preset")
+    return device
+
+
+def _free_bytes(device: torch.device) -> int:
+    import psutil
+
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def device_name(device: torch.device) -> str:
+    """Of a GPU its model; of the CPU how many threads torch uses."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, threads: {torch.get_num_threads()}"
+
+
+def seconds_of(work: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
+    """Wall-clock seconds of each repeat. On a GPU from idle to idle: its queue is drained before and after."""
+    found = []
+    for _ in range(repeats):
+        _drain(device)
+        start = time.perf_counter()
+        work()
+        _drain(device)
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def _drain(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The most that was reached: `bandwidth` in bytes a second, `matmul` in FLOP a second."""
+
+    bandwidth: Estimate
+    matmul: Estimate
+
+
+@torch.no_grad()
+def measure_rates(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> Rates:
+    """`bandwidth`: of one large copy, read and written bytes together; `matmul`: of one large square product.
+
+    Each repeat does the work several times, so that starting it counts for nothing. Both are what a program reaches,
+    a few percent below the data sheet.
+    """
+    large = device.type == "cuda"
+    count, side, times = (2**30, 8192, 20) if large else (2**26, 1024, 1)
+    source = torch.zeros(count, dtype=dtype, device=device)
+    target = torch.empty_like(source)
+    moved = 2 * source.nbytes * times
+    left = torch.randn(side, side, device=device).to(dtype)
+    product = torch.empty_like(left)
+
+    def copy() -> None:
+        for _ in range(times):
+            target.copy_(source)
+
+    def multiply() -> None:
+        for _ in range(times):
+            torch.mm(left, left, out=product)
+
+    copy(), multiply()  # to warm up
+    rate = {work: median_interval([amount / s for s in seconds_of(work, device, repeats)])
+            for work, amount in ((copy, moved), (multiply, 2 * side**3 * times))}
+    return Rates(rate[copy], rate[multiply])
+
+
+class PeakMemory:
+    """`peak`: the most bytes held while the block runs. On a GPU what torch's allocator gave out; on the CPU the
+    process's resident memory, looked at every 10 ms, which counts the interpreter and its libraries too."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.peak = device, 0
+
+    def __enter__(self) -> PeakMemory:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            self._done = threading.Event()
+            self._thread = threading.Thread(target=self._watch, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.device.type == "cuda":
+            self.peak = torch.cuda.max_memory_allocated(self.device)
+        else:
+            self._done.set()
+            self._thread.join()
+
+    def _watch(self) -> None:
+        import psutil
+
+        process = psutil.Process()
+        while True:
+            self.peak = max(self.peak, process.memory_info().rss)
+            if self._done.wait(0.01):
+                return

@@ -1,0 +1,40 @@
+"""The least that decoding must do: bytes of weights read and multiplications, from the sizes and the schedule alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omnidiff_lite.backbone import DenoiserConfig
+from omnidiff_lite.diffusion.schedule import plan
+from omnidiff_lite.plan.compute import flops
+from omnidiff_lite.plan.parts import denoiser_parameters
+
+
+@dataclass(frozen=True)
+class DecodingWork:
+    """Of one answer. Divided by a device's rates: seconds that no implementation without a cache can undercut."""
+
+    bytes: float
+    flops: float
+
+
+def decoding_work(config: DenoiserConfig, prompt: int, length: int, steps: int, unconditional: int | None = None,
+                  number_bytes: int = 2) -> DecodingWork:
+    """An answer of `length` masks after `prompt` tokens in `steps` steps, one sequence at a time.
+
+    Each step reads every weight once but the embedding, of which it needs single rows, and the speech adapter; passes
+    prompt and answer through the layers; and projects the positions still masked on all ids. With guidance the
+    `unconditional` prompt and the answer pass through too, in the same reading of the weights. Left out: activations,
+    logits, filters and sampling. `number_bytes`: of a weight.
+    """
+    count = denoiser_parameters(config)
+    table = config.vocab_size * config.hidden_size
+    adapter = config.speech_dim * config.hidden_size + config.hidden_size**2 + 2 * config.speech_dim
+    read = (count.total - table - adapter) * number_bytes
+    total, left = 0.0, length
+    sequences = [prompt + length] + ([] if unconditional is None else [unconditional + length])
+    schedule = plan(length, length, steps)
+    for step in schedule:
+        total += sum(flops(config, 1, tokens, left).forward for tokens in sequences)
+        left -= min(step.count(left), left)
+    return DecodingWork(read * len(schedule), total)
