@@ -40,8 +40,8 @@ from omnidiff_lite.training.step import AnswerLoss, Stepper, TrainingError
 FIGURES = ["loss", "learning_rate", "gradient_norm", "tokens", "scored", "efficiency", "tokens_per_second",
            "data_seconds", "seconds"]
 HOW = ("compile", "recompute", "micro_rows", "checkpoint_every")  # settings that may change when a run is resumed
-SOURCES = ("backbone.py", "diffusion/corruption.py", "diffusion/loss.py", "data/packing.py", "training/step.py", "training/optimizers.py",
-           "training/batches.py", "training/trainer.py")  # the code that decides what a step does
+SOURCES = ("backbone.py", "diffusion/corruption.py", "diffusion/loss.py", "data/packing.py", "training/batches.py",
+           "training/optimizers.py", "training/step.py", "training/trainer.py")  # the code that decides what a step does
 NOTES = ("transformers_version", "architectures", "dtype", "_name_or_path")  # beside a config's fields once it is saved
 VALIDATION = 4  # in place of a stage's number where masks are drawn
 Resume = Literal[True, False, "auto"]
@@ -82,7 +82,7 @@ def train_stage(preset: Preset, stage: int, denoiser: Denoiser, datasets: Datase
     bare = [optimizer.optimizer for optimizer in optimizers]
     start = _resume(checkpoints, denoiser, bare, resume, accelerator)
     last = plan.steps if stop_after is None else min(stop_after, plan.steps)
-    with _log(out_dir, stream, start, accelerator) as log, _prepared(denoiser, config), \
+    with _log(out_dir, stream, start, accelerator) as log, prepared(denoiser, config), \
             tqdm(total=plan.steps, initial=start, desc=f"stage {stage}", unit="step", mininterval=5.0,
                  disable=not (progress and accelerator.is_main_process)) as bar:
         stepper = Stepper(accelerator, module, optimizers, stream, config, (seed, stage), log.seconds if log else 0.0)
@@ -188,7 +188,7 @@ def _log(out_dir: str | Path, stream: PackedStream, start: int, accelerator: Acc
 
 
 @contextlib.contextmanager
-def _prepared(denoiser: Denoiser, config: TrainingConfig) -> Iterator[None]:
+def prepared(denoiser: Denoiser, config: TrainingConfig) -> Iterator[None]:
     """In training mode; compiled for the fixed shape of training rows, recomputing activations, where asked for.
 
     Afterwards the denoiser is in eval mode and runs as before, at any length.

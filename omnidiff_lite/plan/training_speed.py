@@ -1,0 +1,66 @@
+"""How fast a stage trained, against the least that its steps could take: a bare forward and backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+
+from omnidiff_lite.backbone import Denoiser
+from omnidiff_lite.config import Preset
+from omnidiff_lite.data.packing import PackedRow
+from omnidiff_lite.plan.compute import flops
+from omnidiff_lite.plan.device import device_name, measure_rates, seconds_of
+from omnidiff_lite.training.batches import choose_scored, collate
+from omnidiff_lite.training.step import AnswerLoss
+from omnidiff_lite.training.trainer import prepared
+
+
+@dataclass(frozen=True)
+class TrainingSpeed:
+    """Medians of the steps of one run; times in seconds a step."""
+
+    tokens_per_second: float  # of samples; padding is not counted
+    step: float
+    data: float  # packing, masking and stacking
+    bare: float  # forward and backward on one fixed batch, nothing else
+    flops: float  # of forward and backward
+    peak: float  # FLOP a second of a large matrix product in the run's precision, measured here
+    device: str
+
+    def table(self) -> pd.DataFrame:
+        """Where a step's time goes: columns part, milliseconds, share of the step."""
+        parts = {"data": self.data, "forward and backward": self.bare,
+                 "update, log, unlike batches": self.step - self.data - self.bare, "step": self.step}
+        return pd.DataFrame([{"part": part, "ms": round(1e3 * seconds, 1), "share": f"{seconds / self.step:.0%}"}
+                             for part, seconds in parts.items()])
+
+    def __str__(self) -> str:
+        return (f"{self.tokens_per_second:.0f} tokens/s on {self.device}; {self.bare / self.step:.0%} of the bare pass; "
+                f"{self.flops / self.step / 1e9:.0f} GFLOP/s, {self.flops / self.step / self.peak:.0%} of a large "
+                f"matrix product's {self.peak / 1e9:.0f}")
+
+
+def training_speed(preset: Preset, denoiser: Denoiser, rows: Sequence[PackedRow], tasks: Sequence[str],
+                   log: pd.DataFrame, repeats: int = 9) -> TrainingSpeed:
+    """Measure the bare pass on `rows`, one step's own, beside the steps of `log` (a stage's log.csv).
+
+    The same model, precision and compilation as in training, on this machine now: compare with a log of the same
+    machine at rest. The denoiser's gradients are dropped and its weights left alone.
+    """
+    config, device = preset.training, denoiser.device
+    scored = [choose_scored(row, config, denoiser.config, (0, number)) for number, row in enumerate(rows)]
+    batch = collate(rows, scored, tasks, denoiser.config).to(device)
+    module = AnswerLoss(denoiser, config.precision)
+    with prepared(denoiser, config):
+        passes = seconds_of(lambda: module(batch).mean().backward(), device, repeats + 2)[2:]
+    denoiser.zero_grad(set_to_none=True)
+    work = flops(denoiser.config, len(rows), config.length, float(sum(s.sum() for s in scored)),
+                 sum(len(row.frames) for row in rows))
+    seconds = log["seconds"].diff().median()
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    return TrainingSpeed(float(log["tokens_per_second"].median()), float(seconds), float(log["data_seconds"].median()),
+                         float(pd.Series(passes).median()), work.training, measure_rates(device, dtype).matmul.value,
+                         device_name(device))
