@@ -274,7 +274,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _table_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("table", choices=sorted(TABLES), help="which table of the paper")
+    parser.add_argument("table", choices=[*sorted(TABLES), "aims"], help="a table of the paper, or what was aimed at")
     parser.add_argument("--preset", default="smoke")
 
 
@@ -287,8 +287,13 @@ def _table(options: argparse.Namespace) -> None:
     from omnidiff_lite.artifacts import Artifacts
     from omnidiff_lite.config import load_preset
 
-    notebook = TABLES[options.table]
     artifacts = Artifacts.of(load_preset(options.preset).name)
+    if options.table == "aims":
+        from omnidiff_lite.evaluation.aims import aims_markdown, aims_table
+
+        print(aims_markdown(aims_table(artifacts)), end="")
+        return
+    notebook = TABLES[options.table]
     print(artifacts.require(artifacts.tables / f"{notebook[3:]}.md", notebook).read_text(), end="")
 
 

@@ -20,7 +20,7 @@ _MEDIA = {".png": ("img", "image/png"), ".wav": ("audio", "audio/wav")}
 
 def write_report(artifacts: Artifacts) -> Path:
     """Write the page from what the run left on disk, and return its path."""
-    sections = [("Notebooks", _road(artifacts)), ("Tables", _tables(artifacts)),
+    sections = [("Notebooks", _road(artifacts)), ("Aims", _aims(artifacts)), ("Tables", _tables(artifacts)),
                 ("Figures", _gallery(artifacts.figures)), ("Samples", _gallery(artifacts.samples)),
                 ("Provenance", _provenance(artifacts))]
     body = "\n".join(f"<h2>{title}</h2>\n{content}" for title, content in sections if content)
@@ -47,11 +47,20 @@ def _road(artifacts: Artifacts) -> str:
     return rows.to_html(index=False, escape=False) + total
 
 
+def _aims(artifacts: Artifacts) -> str:
+    from omnidiff_lite.evaluation.aims import aims_markdown, aims_table
+
+    return _html(aims_markdown(aims_table(artifacts))) if any(artifacts.metrics.glob("*.json")) else ""
+
+
 def _tables(artifacts: Artifacts) -> str:
+    return "\n".join(f"<h3>{path.stem}</h3>{_html(path.read_text())}" for path in sorted(artifacts.tables.glob("*.md")))
+
+
+def _html(markdown: str) -> str:
     import mistune
 
-    page = mistune.create_markdown(plugins=["table"])
-    return "\n".join(f"<h3>{path.stem}</h3>{page(path.read_text())}" for path in sorted(artifacts.tables.glob("*.md")))
+    return mistune.create_markdown(plugins=["table"])(markdown)
 
 
 def _gallery(folder: Path) -> str:

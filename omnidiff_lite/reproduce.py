@@ -61,6 +61,7 @@ ROAD = (
     Step("10_figures", (CHECKPOINT,)),
     Step("11_ablations", ("work/tokenizers",)),
     Step("12_full_scale", reads=("tests/golden", "omnidiff_lite/presets/full.yaml")),
+    Step("13_any_to_any", (CHECKPOINT, JUDGES)),  # after 06 to 12: its table of aims reads what they measured
     Step("00_quickstart", (CHECKPOINT,)),  # first to read; runs last here, because it shows what the others made
 )
 
