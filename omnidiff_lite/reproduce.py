@@ -11,6 +11,7 @@ import ast
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from contextlib import contextmanager
@@ -80,7 +81,8 @@ def reproduce(preset_name: str, seed: int = 0, only: list[str] | None = None, fo
     for number, step in enumerate(chosen(only), 1):
         rows.append(_run_step(step, preset, seed, artifacts, folder, force, f"{number:>2}/{len(chosen(only))}"))
         if publish:
-            _copy(artifacts.notebooks / f"{step.name}.ipynb", folder / f"{step.name}.ipynb", injected=False)
+            _publish(artifacts.notebooks / f"{step.name}.ipynb", folder / f"{step.name}.ipynb",
+                     {"preset": preset.name, "seed": seed})
     write_json(artifacts.dir / "road.json", _all_rows(artifacts))
     from omnidiff_lite.report import write_report
 
@@ -142,7 +144,7 @@ def _execute(step: Step, source: Path, preset: Preset, seed: int, artifacts: Art
         except Exception as error:  # a kernel that died or timed out: papermill marks such a notebook as completed
             raise RoadError(f"{step.name}: the kernel stopped ({type(error).__name__}: {error}); out of memory?\n"
                             f"partial notebook: {_short(partial)}\nrun the same command to resume there") from None
-    _copy(partial, final, injected=True)
+    _write(_clean(nbformat.read(partial, as_version=4)), final)
     partial.unlink()
     return {"notebook": step.name, "minutes": round((time.time() - started) / 60, 2),
             "peak_gib": round(memory.peak / 2**30, 2)}
@@ -205,6 +207,7 @@ def declared_parameters(notebook: Path) -> dict[str, type]:
 def step_key(step: Step, source: Path, preset: Preset, seed: int, artifacts: Artifacts) -> str:
     """Content hash of all that a notebook's run depends on."""
     cells = [c.source for c in nbformat.read(source, as_version=4).cells if c.cell_type == "code"]
+    cells = [re.sub(r"(?m)^(preset|seed): .*", "", cell) for cell in cells]  # given, whatever the default
     used = {name: value for name, value in to_dict(preset).items() if name not in step.ignores}
     parts = {"cells": cells, "preset": used, "seed": seed,
              "code": {p.relative_to(PACKAGE).as_posix(): digest(p) for p in sorted(code_used("\n".join(cells)))},
@@ -300,15 +303,27 @@ def _all_rows(artifacts: Artifacts) -> list[dict[str, Any]]:
     return [{k: s[k] for k in ("notebook", "minutes", "peak_gib")} for s in stamps if s]
 
 
-def _copy(executed: Path, target: Path, injected: bool) -> None:
-    """An executed notebook without the paths and times of this machine in its metadata; with or without the cell that
-    papermill put in."""
-    notebook = nbformat.read(executed, as_version=4)
-    notebook.cells = [c for c in notebook.cells if injected or "injected-parameters" not in c.metadata.get("tags", [])]
+def _publish(executed: Path, target: Path, given: dict[str, Any]) -> None:
+    """Write an executed notebook as a source: the parameters that papermill put in become the defaults."""
+    notebook = _clean(nbformat.read(executed, as_version=4))
+    notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            for name, value in given.items():
+                cell.source = re.sub(rf"(?m)^({name}: \w+ = )(\"[^\"]*\"|\S+)", rf"\g<1>{json.dumps(value)}", cell.source)
+    _write(notebook, target)
+
+
+def _clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Without the paths and times of this machine in its metadata."""
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
+    return notebook
+
+
+def _write(notebook: nbformat.NotebookNode, target: Path) -> None:
     partial = target.with_suffix(".partial")
     nbformat.write(notebook, partial)
     shutil.move(partial, target)

@@ -40,6 +40,17 @@ def two_notebooks(tmp_path, monkeypatch):
     return lambda **options: road.reproduce("smoke", **where, **options), folder, tmp_path
 
 
+def test_a_published_notebook_shows_the_run_that_its_parameters_name(two_notebooks, capsys):
+    run, folder, _ = two_notebooks
+    run(seed=3, publish=True)
+    first = nbformat.read(folder / "01_make.ipynb", as_version=4)
+    assert "seed: int = 3  # of everything random" in first.cells[0].source
+    assert all(c.execution_count for c in first.cells) and len(first.cells) == 3, "executed, and nothing put in"
+    capsys.readouterr()
+    run(seed=3)
+    assert capsys.readouterr().out.count("up to date") == 2, "publishing is no change"
+
+
 def test_a_run_then_nothing_to_do_then_only_what_changed(two_notebooks, capsys):
     run, folder, tmp_path = two_notebooks
     rows = run()

@@ -12,7 +12,8 @@ def make_optimizers(denoiser: Denoiser, config: TrainingConfig, rate: float) -> 
     """AdamW for everything; or Muon for the matrices of the layers, and AdamW for embeddings, head, adapter and norms.
 
     Muon (Jordan et al., 2024) makes an update's singular values even. Its steps are scaled to the size of AdamW's (Liu
-    et al., 2025), so that one learning rate serves both. A small denoiser learned the same in about half the samples.
+    et al., 2025), so that one learning rate serves both. In one run each of a 6 M denoiser (stage 1, 150 s, 8 rows a
+    step) the text-to-image loss came to 4.4 with Muon and to 5.1 with AdamW.
     """
     hidden = [p for p in denoiser.model.layers.parameters() if p.ndim == 2] if config.optimizer == "muon" else []
     ids = {id(p) for p in hidden}
