@@ -1,0 +1,177 @@
+"""Any to any, measured: how many answers are right in every cell of the 7 x 7 matrix of `combinations`.
+
+The paper claims any-to-any and measures a handful of tasks. Here every cell with a right answer is asked, of the test
+split: scenes and questions not trained on, voices not heard. An item is right if every output that was asked for is:
+text and what the judge hears equal the answer's words (a caption: all that it says holds), a picture shows every object
+by shape and colour, and no other, standing as described. A missing output is wrong.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import pandas as pd
+import PIL.Image
+
+from omnidiff_lite.chat import Sample
+from omnidiff_lite.config import Preset, WorldConfig
+from omnidiff_lite.data.media import load_image_ref, load_speech_ref
+from omnidiff_lite.evaluation.combinations import CELLS, SETS, is_trained, undefined
+from omnidiff_lite.evaluation.inpainting import covered, evaluate_inpainting, restored
+from omnidiff_lite.evaluation.records import Record, measured, missing
+from omnidiff_lite.evaluation.requests import Answer, Model, Settings, media_refs, meta
+from omnidiff_lite.evaluation.scene_analysis import read, score
+from omnidiff_lite.evaluation.speech import Recogniser, compare, normalize_libritts, transcribe_all, wer
+from omnidiff_lite.evaluation.statistics import proportion_interval
+from omnidiff_lite.evaluation.tables import cell_text
+from omnidiff_lite.media import Waveform
+from omnidiff_lite.world.captions import matches
+from omnidiff_lite.world.dataset import samples
+from omnidiff_lite.world.scenes import Scene
+from omnidiff_lite.world.voices import ANSWER_VOICE, speech_ref
+
+TABLE, CEILING, VOICE = "any_to_any", "any_to_any_ceiling", "any_to_any_voice_wer"
+
+Answering = Callable[[tuple[str, str], list[Sample]], Sequence[Answer]]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The right answer, in every form that the sample has: what a perfect model would give."""
+
+    text: str
+    speech: Waveform | None
+    image: PIL.Image.Image | None
+
+
+def evaluate_any_to_any(model: Model, judge: Recogniser, n: int, settings: Settings, world: WorldConfig,
+                        painted: pd.DataFrame | None = None) -> tuple[list[Record], pd.DataFrame]:
+    """Percent of `n` items right in every defined cell: table any_to_any, row = inputs, column = outputs; the others
+    are missing, with the reason. Table any_to_any_voice_wer: WER of what is heard, where the answer has fixed words.
+
+    Needs `settings.image_sizes`. `painted`: items of `evaluate_inpainting`, where they are at hand. Per item: inputs,
+    outputs, asked, answer, text, heard, text_right, speech_right, image_right (None where not asked for), right.
+    """
+    def answering(key: tuple[str, str], drawn: list[Sample]) -> Sequence[Answer]:
+        cell, to = CELLS[key], tuple(key[1].split(" + "))
+        requests = [cell.ask(sample, settings) for sample in drawn]
+        return model.generate_many(requests, to=to, task=cell.task, decoding=settings.decoding, seed=settings.seed,
+                                   batch_size=settings.batch)
+
+    if painted is None:
+        cases = covered(n, settings.seed, world, settings.image_sizes[1])
+        painted = evaluate_inpainting(model, cases, settings, world=world)[1]
+    tables = _ask_all(answering, judge, n, settings, world)
+    tables["text + image", "image"] = pd.DataFrame({
+        "asked": painted["caption"], "answer": painted["hidden"], "image_right": painted["restored"],
+        "right": painted["restored"]})
+    return _records(tables, settings, TABLE) + _voices(tables, settings), _joined(tables)
+
+
+def evaluate_references(judge: Recogniser, n: int, settings: Settings, world: WorldConfig) -> list[Record]:
+    """The same of the right answers, spoken in the answer voice and drawn by the world: what the judge and the reading
+    of pictures leave of a perfect model. Table any_to_any_ceiling."""
+    def answering(key: tuple[str, str], drawn: list[Sample]) -> list[Reference]:
+        return [reference(sample, key[1], settings) for sample in drawn]
+
+    tables = _ask_all(answering, judge, n, settings, world)
+    cases = covered(n, settings.seed, world, settings.image_sizes[1])
+    tables["text + image", "image"] = pd.DataFrame({"right": [restored(c.picture, c, world) for c in cases]})
+    return [record for record in _records(tables, settings, CEILING) if record.value is not None]
+
+
+def reference(sample: Sample, outputs: str, settings: Settings) -> Reference:
+    """What is right for a sample."""
+    asked, answer = outputs.split(" + "), meta(sample, "answer")
+    voice = load_speech_ref(speech_ref(answer, ANSWER_VOICE)) if "speech" in asked else None
+    pictures = media_refs(sample, "assistant")[0] if "image" in asked else []
+    return Reference(answer, voice, *[load_image_ref(ref, None, settings.image_sizes[1]) for ref in pictures] or [None])
+
+
+def _ask_all(answering: Answering, judge: Recogniser, n: int, settings: Settings, world: WorldConfig
+             ) -> dict[tuple[str, str], pd.DataFrame]:
+    """The per-item table of every cell but inpainting's."""
+    asked = {key: cell for key, cell in CELLS.items() if cell.ask is not None}
+    drawn = {task: samples(task, "test", n, settings.seed, world) for task in {cell.drawn for cell in asked.values()}}
+    tables = {}
+    for key, cell in asked.items():
+        answers = answering(key, drawn[cell.drawn])
+        if len(answers) != n:
+            raise RuntimeError(f"{key[0]} to {key[1]}: {len(answers)} answers to {n} requests")
+        tables[key] = score_answers(answers, drawn[cell.drawn], key[1], judge, world)
+    return tables
+
+
+# --- scoring ----------------------------------------------------------------------------------------------------------
+
+
+def score_answers(answers: Sequence[Answer], drawn: Sequence[Sample], outputs: str, judge: Recogniser,
+                  world: WorldConfig) -> pd.DataFrame:
+    """The per-item table of one cell."""
+    asked = outputs.split(" + ")
+    items = pd.DataFrame({"task": [s.task for s in drawn], "asked": [meta(s, "text") for s in drawn],
+                          "answer": [meta(s, "answer") for s in drawn], "right": True})
+    if "text" in asked:
+        items["text"] = [a.text or "" for a in answers]
+        items["text_right"] = [words_right(text, s) for text, s in zip(items["text"], drawn)]
+    if "speech" in asked:
+        items["heard"] = transcribe_all(judge, [a.speech for a in answers])
+        items["speech_right"] = [words_right(text, s) for text, s in zip(items["heard"], drawn)]
+    if "image" in asked:
+        items["image_right"] = [picture_right(a.image, meta(s, "scene"), world) for a, s in zip(answers, drawn)]
+    items["right"] = items[[f"{kind}_right" for kind in asked]].all(axis=1)
+    return items
+
+
+def words_right(words: str, sample: Sample) -> bool:
+    """The answer's words, case and punctuation aside; of a caption, in whatever wording, all that it says."""
+    if sample.task == "captioning":
+        return matches(words, Scene.from_dict(meta(sample, "scene")))["all_right"]
+    return normalize_libritts(words) == normalize_libritts(meta(sample, "answer"))
+
+
+def picture_right(picture: PIL.Image.Image | None, scene: dict[str, Any], world: WorldConfig) -> bool:
+    """The scene's objects by shape and colour, no other, the first two (or the only one) standing as they should."""
+    if picture is None:
+        return False
+    wanted = Scene.from_dict(scene)
+    kinds = [Counter((item.shape, item.color) for item in each) for each in (read(picture, world).objects,
+                                                                             wanted.objects)]
+    return kinds[0] == kinds[1] and score(picture, wanted, world)["relation_right"]
+
+
+def _records(tables: dict[tuple[str, str], pd.DataFrame], settings: Settings, table: str) -> list[Record]:
+    records = []
+    for row, column in product(SETS, SETS):
+        if (row, column) not in tables:
+            records.append(missing(table, row, column, undefined(row, column)))
+            continue
+        share = proportion_interval(tables[row, column]["right"], **settings.resampling)
+        records += measured(table, row, settings.seed, {column: share.scaled(100)})
+    return records
+
+
+def _voices(tables: dict[tuple[str, str], pd.DataFrame], settings: Settings) -> list[Record]:
+    spoken = {key: items for key, items in tables.items() if "heard" in items and CELLS[key].drawn != "captioning"}
+    return [record for (row, column), items in spoken.items()
+            for record in measured(VOICE, row, settings.seed, {
+                column: wer(compare(items["answer"], items["heard"], "libritts"), settings)})]
+
+
+def _joined(tables: dict[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
+    joined = pd.concat(tables, names=["inputs", "outputs"]).reset_index(["inputs", "outputs"]).reset_index(drop=True)
+    return joined.drop(columns="task")
+
+
+def as_table(records: Sequence[Record], preset: Preset) -> pd.DataFrame:
+    """The matrix as text, with what was trained and what is zero-shot; empty where there is no right answer."""
+    cells = {(r.row, r.column): r for r in records if r.table == TABLE}
+    frame = pd.DataFrame("", index=pd.Index(SETS, name="from"), columns=pd.MultiIndex.from_product([["to"], SETS]))
+    for (row, column), cell in CELLS.items():
+        kind = "trained" if is_trained(cell, preset) else "zero-shot"
+        frame.loc[row, ("to", column)] = f"{cell_text(cells[row, column])}, {kind}"
+    return frame
