@@ -186,6 +186,7 @@ class StageConfig:
     rows: int = 128  # packed rows a step
     learning_rate: float = 1e-4
     warmup: float = 0.03
+    evenness: float = 0.0  # a token weighs 1 / answer length ** this: 0 all tokens alike (released), 1 all answers alike
     mix: dict[Task, float] = field(default_factory=dict)  # task -> share of the samples
 
 

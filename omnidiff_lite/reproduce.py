@@ -315,11 +315,14 @@ def _publish(executed: Path, target: Path, given: dict[str, Any]) -> None:
 
 
 def _clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Without the paths and times of this machine in its metadata."""
+    """Without this machine's paths and times in its metadata, and of a progress bar only how it ended."""
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                output.text = re.sub(r"[^\n]*\r(?=[^\n])", "", output.text)
     return notebook
 
 

@@ -21,7 +21,7 @@ from omnidiff_lite.config import StageConfig
 from omnidiff_lite.data.packing import PackedStream, pack_row
 from omnidiff_lite.provenance import PACKAGE
 from omnidiff_lite.training import trainer
-from omnidiff_lite.training.batches import choose_scored, collate, derive_seed
+from omnidiff_lite.training.batches import answer_weights, choose_scored, collate, derive_seed
 from omnidiff_lite.training.step import AnswerLoss, Stepper, TrainingError
 from omnidiff_lite.training.trainer import learning_rate, train_stage, validate
 from omnidiff_lite.weights import CheckpointError
@@ -94,6 +94,17 @@ def test_the_step_loss_is_the_mean_over_scored_tokens_shifted_by_one():
     expected = [torch.nn.functional.cross_entropy(logits[0, i - 1], targets[i])
                 for i in range(1, len(targets)) if targets[i] != -100]
     torch.testing.assert_close(AnswerLoss(model, "fp32")(rows), torch.stack(expected))
+
+
+@pytest.mark.parametrize("evenness, share", [(0.0, 6 / 9), (1.0, 1 / 2)])
+def test_evenness_weighs_a_short_answer_like_a_long_one(evenness, share):
+    """Answers of 6 and of 3 tokens, end and tail pad included, in one row."""
+    samples = [toys.sample("text_qa", [1], [2, 3, 4, 5]), toys.sample("text_qa", [1], [2])]
+    row = pack_row(samples, [1, 1], 64, pad=toys.VOCABULARY.pad, context_of_audio=toys.VOCABULARY.context_of_audio)
+    weights = answer_weights(row, evenness)
+    assert ((weights > 0) == torch.from_numpy(row.labels >= 0)).all()
+    long = torch.from_numpy(row.segment_ids == 0)
+    assert (weights[long].sum() / weights.sum()).item() == pytest.approx(share)
 
 
 def test_masks_take_answers_only_and_fewer_tail_pads():

@@ -31,6 +31,7 @@ class Batch:
     position_ids: Tensor  # int64
     speech_frames: Tensor  # float32 [B, length, dim], 0 where there is no speech
     tasks: Tensor  # int64, index into the list of tasks, -1 on padding
+    weights: Tensor  # float32, of each position's loss; 0 where no answer is
 
     def to(self, device: torch.device) -> Batch:
         return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)))
@@ -55,9 +56,12 @@ def choose_scored(row: PackedRow, config: TrainingConfig, denoiser: DenoiserConf
     return corrupt(labels, labels == denoiser.pad_token_id, t, config.gamma, generator)
 
 
-def collate(rows: Sequence[PackedRow], scored: Sequence[Tensor], tasks: Sequence[str], denoiser: DenoiserConfig
-            ) -> Batch:
-    """Stack rows; the `scored` positions become the targets, and are hidden from all but a causal denoiser."""
+def collate(rows: Sequence[PackedRow], scored: Sequence[Tensor], tasks: Sequence[str], denoiser: DenoiserConfig,
+            evenness: float = 0.0) -> Batch:
+    """Stack rows; the `scored` positions become the targets, and are hidden from all but a causal denoiser.
+
+    `evenness` as in `StageConfig`.
+    """
     ids, labels, segments, positions = (torch.from_numpy(np.stack([getattr(row, name) for row in rows]))
                                         for name in ("input_ids", "labels", "segment_ids", "position_ids"))
     chosen = torch.stack(list(scored))
@@ -66,7 +70,19 @@ def collate(rows: Sequence[PackedRow], scored: Sequence[Tensor], tasks: Sequence
         frames[number, row.frame_positions] = torch.from_numpy(row.frames).float()
     seen = ids if denoiser.is_causal else ids.masked_fill(chosen, denoiser.mask_token_id)
     return Batch(seen, labels.masked_fill(~chosen, IGNORE), segments, positions, frames,
-                 torch.stack([_task_ids(row, tasks) for row in rows]))
+                 torch.stack([_task_ids(row, tasks) for row in rows]),
+                 torch.stack([answer_weights(row, evenness) for row in rows]))
+
+
+def answer_weights(row: PackedRow, evenness: float) -> Tensor:
+    """Weight of each position's loss [length]: 1 / answer length ** evenness in an answer, 0 elsewhere.
+
+    The length is that of the whole answer with its tail pads, masked or not: samples weigh the same at every time t
+    and beside any others in the row.
+    """
+    answers, segments = torch.from_numpy(row.labels) != IGNORE, torch.from_numpy(row.segment_ids)
+    lengths = torch.bincount(segments[answers], minlength=len(row.tasks)).float()
+    return torch.where(answers, lengths[segments.clamp_min(0)].clamp_min(1) ** -evenness, 0.0)
 
 
 def _task_ids(row: PackedRow, tasks: Sequence[str]) -> Tensor:

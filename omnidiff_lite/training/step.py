@@ -43,11 +43,12 @@ class Stepper:
     """One optimizer step after the other, each from its number alone."""
 
     def __init__(self, accelerator: Accelerator, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer],
-                 stream: PackedStream, config: TrainingConfig, seed: tuple[int, int], seconds: float = 0.0) -> None:
+                 stream: PackedStream, config: TrainingConfig, evenness: float, seed: tuple[int, int],
+                 seconds: float = 0.0) -> None:
         """`module`, `optimizers`: as prepared by `accelerator`. `seconds`: of training before this call."""
         self.seconds = seconds
         self.accelerator, self.module, self.optimizers = accelerator, module, optimizers
-        self.stream, self.config, self.seed = stream, config, seed
+        self.stream, self.config, self.evenness, self.seed = stream, config, evenness, seed
         self.denoiser = accelerator.unwrap_model(module).denoiser.config
 
     def step(self, step: int, rate: float) -> dict[str, float | None]:
@@ -59,15 +60,16 @@ class Stepper:
         own = range(self.accelerator.process_index, len(rows), self.accelerator.num_processes)
         scored = {n: choose_scored(rows[n], self.config, self.denoiser, (*self.seed, step, n)) for n in own}
         size = self.config.micro_rows or len(own)
-        batches = [collate([rows[n] for n in part], [scored[n] for n in part], self.stream.tasks, self.denoiser)
+        batches = [collate([rows[n] for n in part], [scored[n] for n in part], self.stream.tasks, self.denoiser,
+                           self.evenness)
                    for part in (own[i:i + size] for i in range(0, len(own), size))]
         data_seconds = time.perf_counter() - begun
-        # --- Gradient: of the mean over all scored tokens of the step, whatever the micro-batch ------------------
-        count = self._sum(sum(scored[n][1:].sum() for n in own)).clamp(min=1)
+        # --- Gradient: of the weighted mean over all scored tokens of the step, whatever the micro-batch ---------
+        weight = self._sum(sum(target_weights(batch).sum() for batch in batches)).clamp(min=1e-9)
         sums = torch.zeros(2, len(self.stream.tasks), device=self.accelerator.device)
         for number, batch in enumerate(batches, 1):
             with contextlib.nullcontext() if number == len(batches) else self.accelerator.no_sync(self.module):
-                sums += self._backward(batch.to(self.accelerator.device), self.accelerator.num_processes / count)
+                sums += self._backward(batch.to(self.accelerator.device), self.accelerator.num_processes / weight)
         # --- Update -----------------------------------------------------------------------------------------------
         norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip)
         for optimizer in self.optimizers:
@@ -89,9 +91,9 @@ class Stepper:
                           for task, loss, n in zip(self.stream.tasks, losses, counts)}
 
     def _backward(self, batch: Batch, scale: Tensor) -> Tensor:
-        """Add the gradient of `scale` times the summed loss; returns loss and tokens by task, [2, tasks]."""
+        """Add the gradient of `scale` times the summed, weighted loss; returns loss and tokens by task, [2, tasks]."""
         losses = self.module(batch)
-        self.accelerator.backward(losses.sum() * scale)
+        self.accelerator.backward((losses * target_weights(batch)).sum() * scale)
         tasks = batch.tasks[:, 1:][batch.targets[:, 1:] != IGNORE]
         sums = torch.zeros(2, len(self.stream.tasks), device=losses.device)
         return sums.index_add_(1, tasks, torch.stack([losses.detach(), torch.ones_like(losses)]))
@@ -99,3 +101,8 @@ class Stepper:
     def _sum(self, value: Tensor) -> Tensor:
         """Over all processes."""
         return self.accelerator.reduce(value.to(self.accelerator.device, torch.float32), reduction="sum")
+
+
+def target_weights(batch: Batch) -> Tensor:
+    """The weight of each target, in the order of `AnswerLoss`."""
+    return batch.weights[:, 1:][batch.targets[:, 1:] != IGNORE]

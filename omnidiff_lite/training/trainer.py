@@ -85,7 +85,8 @@ def train_stage(preset: Preset, stage: int, denoiser: Denoiser, datasets: Datase
     with _log(out_dir, stream, start, accelerator) as log, prepared(denoiser, config), \
             tqdm(total=plan.steps, initial=start, desc=f"stage {stage}", unit="step", mininterval=5.0,
                  disable=not (progress and accelerator.is_main_process)) as bar:
-        stepper = Stepper(accelerator, module, optimizers, stream, config, (seed, stage), log.seconds if log else 0.0)
+        stepper = Stepper(accelerator, module, optimizers, stream, config, plan.evenness, (seed, stage),
+                          log.seconds if log else 0.0)
         for step in range(start, last):
             figures = stepper.step(step, learning_rate(plan, step))
             if log:
