@@ -106,11 +106,10 @@ def infer_task(inputs: set[str], outputs: Sequence[str]) -> str | None:
 
     Text to text is text QA, a lone image to text is captioning; spoken questions answer in text, speech or both.
     """
-    wanted = set(outputs)
-    for name, task in TASKS.items():
-        if task.inputs == inputs and set(task.outputs) == wanted:
-            return name
-    return None
+    wanted, fitting = set(outputs), [name for name, task in TASKS.items() if task.inputs == inputs]
+    exact = [name for name in fitting if set(TASKS[name].outputs) == wanted]
+    part = [name for name in fitting if wanted < set(TASKS[name].outputs)]
+    return next(iter(exact + part), None)
 
 
 def task_of(messages: list[dict[str, str]]) -> str:

@@ -79,6 +79,8 @@ def test_placeholders_must_match_the_media(text):
 def test_tasks_are_inferred_from_inputs_and_outputs():
     assert infer_task({"speech"}, ["text"]) == "asr"
     assert infer_task({"speech", "image"}, ("text", "speech")) == "svqa"
+    assert infer_task({"speech"}, ["speech"]) == "sqa", "half of a trained answer is asked for as it was trained"
+    assert infer_task({"speech", "image"}, ["text"]) == infer_task({"speech", "image"}, ["speech"]) == "svqa"
     assert infer_task({"image"}, ("speech",)) is None
     assert all(infer_task(set(t.inputs), t.outputs) == name for name, t in TASKS.items())
 

@@ -1,5 +1,6 @@
 """Any non-empty set of inputs to any non-empty set of outputs, well formed; a person's own files; inpainting."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 
 from omnidiff_lite.config import ConfigError
 from omnidiff_lite.media import Image, MediaError, Speech, Text, Waveform
-from omnidiff_lite.pipeline import OmniDiffusion, RequestError
+from omnidiff_lite.pipeline import AnswerLengths, OmniDiffusion, RequestError
 from omnidiff_lite.pipeline.requests import read_request
+from omnidiff_lite.pipeline.settings import answer_canvas_of
 from omnidiff_lite.pipeline.system import token_mask
 from omnidiff_lite.weights import CheckpointError
 
@@ -56,6 +58,18 @@ def test_blocks_decode_every_mask_wherever_it_lies(tiny_model, block):
     for answer in (tiny_model.generate("a red circle", to="image", decoding=decoding),
                    tiny_model.inpaint(PICTURE, mask, decoding=decoding)):
         assert tiny_model.tokenizers.vocabulary.mask not in answer.ids
+
+
+def test_a_spoken_description_has_room_for_a_sentence_and_an_answer_for_a_word(tiny_model):
+    """By what is asked: lengths were fitted on short spoken answers, on whole sentences said, and on captions."""
+    lengths = AnswerLengths(text=9, texts={"vqa": 5}, speech=30, spoken=20, spoken_text=6)
+    settings, rooms = dataclasses.replace(tiny_model.settings, lengths=lengths), {}
+    for inputs, outputs in ((("image",), ("text", "speech")), (("image",), ("speech",)), (("image",), ("text",)),
+                            (("image", "text"), ("text",)), (("speech",), ("speech",))):
+        request = read_request([PARTS[name] for name in inputs], outputs)
+        canvas = answer_canvas_of(settings, tiny_model.tokenizers, request, outputs, {})
+        rooms[inputs, outputs] = int((canvas.ids == tiny_model.tokenizers.vocabulary.mask).sum())
+    assert list(rooms.values()) == [39, 30 + 3, 9 + 2, 5 + 2, 20], "markers beside what was fitted"
 
 
 def test_pre_filling_places_the_beginning_of_speech(tiny_model):

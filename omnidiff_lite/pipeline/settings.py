@@ -38,6 +38,8 @@ class AnswerLengths:
     """
 
     text: int = 64  # masks of a text answer
+    texts: dict[str, int] = field(default_factory=dict)  # task -> masks of its text answers, where it has its own
+    speech: int = 128  # masks of a whole sentence said
     spoken: int = 128  # masks of an answer in text and speech
     spoken_text: int = 32  # of these, the most that its text takes
     speech_per_text: float = 3.5
@@ -49,11 +51,15 @@ class AnswerLengths:
     def fit(cls, datasets: Mapping[str, Sequence[EncodedSample]], chat: ChatEncoder,
             quantile: float = 0.98) -> AnswerLengths:
         """Lengths that hold `quantile` of the training answers, closing tokens included; lines where they adapt."""
-        found: dict[str, float] = {}
+        found: dict[str, Any] = {}
         texts = [_answer(s) for task in ("text_qa", "captioning", "vqa") for s in datasets.get(task, ())]
         spoken = [_answer(s) for task in ("sqa", "svqa") for s in datasets.get(task, ())]
         if texts:
             found["text"] = round(float(np.quantile([len(a) for a in texts], quantile)))
+        found["texts"] = {task: round(float(np.quantile([len(_answer(s)) for s in datasets[task]], quantile)))
+                          for task in ("text_qa", "captioning", "vqa") if datasets.get(task)}
+        if datasets.get("tts"):
+            found["speech"] = round(float(np.quantile([len(_answer(s)) for s in datasets["tts"]], quantile)))
         if spoken:
             found["spoken"] = round(float(np.quantile([len(a) for a in spoken], quantile)))
             leads = [list(a).index(chat.vocabulary.begin_of_audio) + 1 for a in spoken]
@@ -101,17 +107,28 @@ def answer_canvas_of(settings: SystemSettings, tokenizers: Tokenizers, request: 
     """
     spoken = TASKS[request.task].outputs if request.task else tuple(outputs)
     if spoken == ("text", "speech"):  # also when only one of both is wanted: the model was trained to give both
-        return spoken_canvas(tokenizers, settings.lengths, prefill)
+        return spoken_canvas(tokenizers, *spoken_room(settings.lengths, request), prefill)
     canvas = answer_canvas(tokenizers.vocabulary, outputs, answer_room(settings, tokenizers, request),
                            newline=newline_id(tokenizers))
     return replace(canvas, allowed={**canvas.allowed, "first text": (tokenizers.words,)})
+
+
+def spoken_room(lengths: AnswerLengths, request: Request) -> tuple[int, int]:
+    """Masks of an answer in text and speech: the most that its text takes, and all of them.
+
+    Where nothing is asked but a picture shown, a whole sentence describes it.
+    """
+    if request.text or request.speech:
+        return lengths.spoken_text, lengths.spoken
+    return lengths.text, lengths.text + lengths.speech
 
 
 def answer_room(settings: SystemSettings, tokenizers: Tokenizers, request: Request) -> dict[str, int]:
     """Masks per modality."""
     lengths = settings.lengths
     side = image_side(settings, tokenizers)
-    room = {"text": lengths.text, "speech": lengths.spoken - lengths.spoken_text, "image": side * side}
+    lead, spoken = spoken_room(lengths, request)
+    room = {"text": lengths.texts.get(request.task or "", lengths.text), "speech": spoken - lead, "image": side * side}
     if request.task == "asr":
         frames = sum(w.seconds for w in request.speech) / FRAME_SECONDS + QUERY_FRAMES
         room["text"] = max(SHORTEST, round(lengths.text_per_speech * frames) + lengths.text_extra)
@@ -126,13 +143,13 @@ def image_side(settings: SystemSettings, tokenizers: Tokenizers) -> int:
     return settings.generation_size // tokenizers.image.config.factor
 
 
-def spoken_canvas(tokenizers: Tokenizers, lengths: AnswerLengths, prefill: Mapping[float, int] = {}) -> Canvas:
-    """Text, then the same in speech. Without `prefill` the model itself places begin_of_audio, within the first
-    `spoken_text` masks.
+def spoken_canvas(tokenizers: Tokenizers, lead: int, n: int, prefill: Mapping[float, int] = {}) -> Canvas:
+    """`n` masks for text, then the same in speech. Without `prefill` the model itself places begin_of_audio, within the
+    first `lead` masks.
 
     After them come speech codes only, at least one, so that every answer can be heard.
     """
-    v, lead, n = tokenizers.vocabulary, lengths.spoken_text, lengths.spoken
+    v = tokenizers.vocabulary
     ends = tuple(range(i, i + 1) for i in (v.end_of_audio, v.im_end, v.pad, newline_id(tokenizers)))
     allowed = {"first text": (tokenizers.words,), "first speech": (v.speech_range,), "speech": (v.speech_range, *ends),
                "lead": (v.text_range, v.speech_range, range(v.begin_of_audio, v.begin_of_audio + 1))}
@@ -171,8 +188,9 @@ def decoding_config(settings: SystemSettings, task: str | None, outputs: Sequenc
         if TASKS[named].outputs == ("image",):
             config = config.replace(length=side * side + 4, steps=side * side + 4)
     else:
-        config = DecodingConfig.paper(named, chat.vocabulary).replace(**settings.decoding.get(named, {}))
-        if "length" in changes:
+        own = settings.decoding.get(named, {})
+        config = DecodingConfig.paper(named, chat.vocabulary).replace(**own)
+        if "length" in own or "length" in changes:
             raise ConfigError("length: an answer's length adapts to what is asked; only the released style takes one")
     config = config.replace(**changes)
     if config.guidance_scale != config.guidance_off and config.guidance_prompt_ids is None:
