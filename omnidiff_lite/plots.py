@@ -1,4 +1,5 @@
-"""The figures of the notebooks: loss curves, pictures, mel spectrograms, the canvas filling in, dots with intervals."""
+"""The figures of the notebooks: loss curves, pictures, mel spectrograms, the canvas filling in, dots with intervals,
+percentages as a matrix."""
 
 from __future__ import annotations
 
@@ -110,6 +111,26 @@ def intervals(rows: pd.DataFrame, title: str = "", xlabel: str = "") -> Figure:
                   color=PALETTE["text"], ecolor="#9db7d5", capsize=2)
     axis.set_yticks(range(len(rows)), rows["label"])
     axis.set(xlabel=xlabel, title=title)
+    return figure
+
+
+def heat_map(values: pd.DataFrame, notes: pd.DataFrame | None = None, title: str = "", xlabel: str = "",
+             ylabel: str = "") -> Figure:
+    """Percentages 0..100 as colours; NaN stays blank. `notes`: words below each number, a frame of the same shape."""
+    rows, columns = values.shape
+    figure, axis = plt.subplots(figsize=(1.6 + 1.0 * columns, 1.2 + 0.5 * rows))
+    shown = axis.imshow(values.to_numpy(float), cmap="YlGnBu", vmin=0, vmax=100, aspect="auto")
+    axis.set_xticks(range(columns), [name.replace(" + ", "\n+ ") for name in values.columns], fontsize=8)
+    axis.set_yticks(range(rows), values.index, fontsize=8)
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axis.grid(False)
+    for row in range(rows):
+        for column in range(columns):
+            value, note = values.iat[row, column], "" if notes is None else f"\n{_wrapped(notes.iat[row, column], 15)}"
+            text = "–" if pd.isna(value) else f"{value:.0f}{note}"
+            axis.text(column, row, text, ha="center", va="center", fontsize=7,
+                      color="white" if value > 55 else "#bbbbbb" if pd.isna(value) else "black")
+    figure.colorbar(shown, ax=axis, label="percent right")
     return figure
 
 

@@ -29,7 +29,12 @@ def provenance(preset: Preset, seed: int, started: float, **extra: Any) -> dict[
 
 def config_hash(preset: Preset) -> str:
     """Hash of every value of the preset."""
-    return hashlib.sha256(json.dumps(to_dict(preset), sort_keys=True).encode()).hexdigest()[:12]
+    return tree_hash(to_dict(preset))
+
+
+def tree_hash(tree: dict[str, Any]) -> str:
+    """The same of a preset as plain values, in memory or read from a `config.json`."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def hash_files(paths: Iterable[Path], root: Path = PACKAGE) -> str:

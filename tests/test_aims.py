@@ -6,11 +6,15 @@ import pytest
 
 from omnidiff_lite.artifacts import Artifacts
 from omnidiff_lite.cli import main
-from omnidiff_lite.evaluation.aims import AIMS, NOT_MEASURED, Aim, aims_markdown, aims_table
+from omnidiff_lite.evaluation.aims import AIMS, NOT_MEASURED, TOO_FEW, Aim, aims_markdown, aims_table
 from omnidiff_lite.evaluation.records import Record, missing, write_records
+from omnidiff_lite.notebook import begin
+from omnidiff_lite.provenance import tree_hash
 from omnidiff_lite.report import write_report
 
 WER, RIGHT = ("table1_speech", "diffusion", "asr_wer"), ("answers", "diffusion", "sqa_right")
+CONFIG = {"evaluation": {"steps": [64, 16, 4]}}
+OURS = {"config": tree_hash(CONFIG)}
 
 
 @pytest.fixture
@@ -18,7 +22,7 @@ def results(tmp_path, monkeypatch):
     """A folder of results, and how to write its metrics."""
     monkeypatch.setenv("OMNIDIFF_RESULTS", str(tmp_path))
     artifacts = Artifacts.of("smoke")
-    (artifacts.dir / "config.json").write_text(json.dumps({"evaluation": {"steps": [64, 16, 4]}}))
+    (artifacts.dir / "config.json").write_text(json.dumps(CONFIG))
 
     def write(*records, name="some"):
         write_records(artifacts.metrics / f"{name}.json", records)
@@ -27,7 +31,7 @@ def results(tmp_path, monkeypatch):
 
 
 def record(key, value, reach=1.0, **changes):
-    return Record(*key, value, value - reach, value + reach, **{"n": 200, "seeds": (0,), **changes})
+    return Record(*key, value, value - reach, value + reach, **{"n": 200, "seeds": (0,), "provenance": OURS, **changes})
 
 
 def row(artifacts, aim):
@@ -52,6 +56,29 @@ def test_what_was_not_measured_is_not_reached(results):
         assert found["reached"] == found["shown"] == NOT_MEASURED and found["value"] is None
 
 
+@pytest.mark.parametrize("n, answer", [(1, TOO_FEW), (199, TOO_FEW), (200, "yes")])
+def test_few_items_reach_nothing(results, n, answer):
+    artifacts = results(record(RIGHT, 99, n=n))
+    assert row(artifacts, Aim("many", RIGHT, 80))["reached"] == answer
+    assert row(artifacts, Aim("cells", RIGHT, 80, items=1))["reached"] == "yes"
+    both = results(record(RIGHT, 99), record(WER, 99, n=n))
+    assert row(both, Aim("a difference", RIGHT, 5, "low", less=WER))["reached"] == answer
+
+
+@pytest.mark.parametrize("provenance", [{}, {"config": "another"}])
+def test_numbers_of_another_configuration_are_not_this_runs(results, provenance):
+    artifacts = results(record(RIGHT, 99, provenance=provenance), record(WER, 1))
+    assert row(artifacts, Aim("of another", RIGHT, 80))["reached"] == NOT_MEASURED
+    assert row(artifacts, Aim("of this", WER, 5, "low"))["reached"] == "yes"
+
+
+def test_the_hash_of_a_run_is_that_of_the_configuration_it_left(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMNIDIFF_RESULTS", str(tmp_path))
+    run = begin({"preset": "cpu", "__annotations__": {"preset": str}})
+    left = json.loads((run.artifacts.dir / "config.json").read_text())
+    assert run.provenance()["config"] == tree_hash(left)
+
+
 def test_an_empty_run_reaches_nothing(results):
     table = aims_table(results())
     assert set(table["reached"]) == {NOT_MEASURED} and len(table) == len(AIMS)
@@ -63,8 +90,8 @@ def test_a_difference_of_two_records_and_its_widest_interval(results):
     aim = Aim("lost at {quarter} of {full}", ("table3_sampling", "diffusion: text-to-image, {full} steps", full[2]), 5,
               "low", "points", less=("table3_sampling", "diffusion: text-to-image, {quarter} steps", full[2]),
               base=("high", 85))
-    found = row(results(record(full, 90, 2), record(fewer, 86, 3, n=100, seeds=(1,))), aim)
-    assert (found["value"], found["low"], found["high"], found["n"], found["seeds"]) == (4, -1, 9, 100, (0, 1))
+    found = row(results(record(full, 90, 2), record(fewer, 86, 3, n=300, seeds=(1,))), aim)
+    assert (found["value"], found["low"], found["high"], found["n"], found["seeds"]) == (4, -1, 9, 200, (0, 1))
     assert found["reached"] == "yes" and found["aim"] == "lost at 16 of 64"
     assert row(results(record(full, 90), record(fewer, 84)), aim)["reached"] == "no"
     assert row(results(record(full, 2), record(fewer, 2)), aim)["reached"] == "no", "two bad values differ little"
@@ -76,7 +103,7 @@ def test_the_ceiling_and_the_seeds_stand_beside_the_value(results):
     aim = Aim("spoken", RIGHT, 70, ceiling=ceiling, seeds=seeds)
     found = row(results(record(RIGHT, 71), record(ceiling, 98), record(seeds, 72, n=3, seeds=(0, 1, 2))), aim)
     assert found["ceiling"] == "98.0 [97.0, 99.0]" and found["over seeds"] == "72.0 [71.0, 73.0], seeds 0, 1, 2"
-    alone = Record(*RIGHT, 71.0, n=200, reason="no interval: all items are alike")
+    alone = Record(*RIGHT, 71.0, n=200, reason="no interval: all items are alike", provenance=OURS)
     assert row(results(alone), aim)["shown"] == "71.0 [no interval: all items are alike]"
 
 

@@ -6,13 +6,16 @@ from types import SimpleNamespace
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
-from omnidiff_lite.chat import TASKS, infer_task
+from omnidiff_lite.chat import infer_task
 from omnidiff_lite.config import load_preset
-from omnidiff_lite.evaluation.any_to_any import (as_table, evaluate_any_to_any, evaluate_references, picture_right,
-                                                 reference, words_right)
-from omnidiff_lite.evaluation.combinations import CELLS, SETS, halved, is_trained, typed, undefined
+from omnidiff_lite.evaluation.any_to_any import (as_table, cell_shares, evaluate_any_to_any, evaluate_references,
+                                                 picture_right, references, words_right)
+from omnidiff_lite.evaluation.combinations import (CELLS, INSTRUCTION, PART, SETS, TRAINED, WORDED, ZERO_SHOT, halved,
+                                                   instructed, known_as, typed, undefined)
 from omnidiff_lite.evaluation.inpainting import covered, evaluate_inpainting, restored, tokens_kept
+from omnidiff_lite.evaluation.records import Record
 from omnidiff_lite.evaluation.requests import Settings
 from omnidiff_lite.media import Image, Speech, Text, Waveform
 from omnidiff_lite.pipeline.requests import read_request
@@ -46,8 +49,8 @@ class Model:
     def __init__(self, replies=(), painted=()):
         self.replies, self.painted, self.calls = iter(replies), iter(painted), []
 
-    def generate_many(self, requests, to, task=None, decoding=None, seed=0, batch_size=16):
-        self.calls.append((to, task, requests))
+    def generate_many(self, requests, to, decoding=None, seed=0, batch_size=16):  # a user names no task
+        self.calls.append((to, requests))
         return next(self.replies, [Reply()] * len(requests))
 
     def inpaint(self, image, mask, prompt="", decoding=None, seed=0):
@@ -55,6 +58,18 @@ class Model:
 
     def image_codes(self, images, size):
         return [[0] * 64 for _ in images]
+
+
+class Exact:
+    """Tokenizers that lose nothing; with `blank`, of pictures and voices everything."""
+
+    def __init__(self, blank=False):
+        self.image = torch.nn.Linear(1, 1)  # of which only the device is asked
+        self.image.config = SimpleNamespace(generation_size=64)
+        self.image.encode = lambda pixels: pixels * (not blank) + blank
+        self.image.decode = lambda pixels: pixels
+        self.speech_tokenizer = SimpleNamespace(encode=lambda wave: wave)
+        self.speech_decoder = SimpleNamespace(decode=lambda wave: replace(wave, samples=wave.samples * (not blank)))
 
 
 class Ear:
@@ -74,7 +89,7 @@ def drawn(key):
 @pytest.fixture(scope="module")
 def right():
     """The right answers, one list a cell, and a judge that understands them."""
-    replies = [[reference(sample, key[1], QUICK) for sample in drawn(key)] for key in KEYS]
+    replies = [references(drawn(key), key[1], QUICK, Exact()) for key in KEYS]
     return replies, Ear([(r.speech, r.text) for each in replies for r in each if r.speech])
 
 
@@ -91,10 +106,25 @@ def test_the_right_answers_score_100_in_every_defined_cell(right):
     model = Model(replies, [Reply(image=case.picture) for case in cases])
     records, items = evaluate_any_to_any(model, ear, N, QUICK, WORLD)
     assert values(records) == dict.fromkeys(CELLS, 100) and len(items) == N * len(CELLS) and items["right"].all()
-    assert [(to, task) for to, task, _ in model.calls] == [(tuple(k[1].split(" + ")), CELLS[k].task) for k in KEYS]
+    assert [to for to, _ in model.calls] == [tuple(key[1].split(" + ")) for key in KEYS]
     spoken = values(records, "any_to_any_voice_wer")
     assert set(spoken.values()) == {0} and ("text", "speech") in spoken and ("image", "speech") not in spoken
-    assert values(evaluate_references(ear, N, QUICK, WORLD), "any_to_any_ceiling") == dict.fromkeys(CELLS, 100)
+
+
+def test_the_ceiling_is_what_the_tokenizers_keep_of_the_right_answers(right):
+    kept, lost = (values(evaluate_references(Exact(blank), right[1], N, QUICK, WORLD), "any_to_any_ceiling")
+                  for blank in (False, True))
+    assert kept == dict.fromkeys(CELLS, 100)
+    assert lost == {key: 100 if key[1] == "text" else 0 for key in CELLS}
+
+
+def test_shares_of_cells_count_scores_and_those_near_the_ceiling():
+    scores = dict.fromkeys(CELLS, 50) | {("text", "text"): 49, ("text", "image"): 0}
+    ceilings = dict.fromkeys(CELLS, 100) | {("text", "image"): 0, ("text", "speech"): 90}
+    tables = {"any_to_any": scores, "any_to_any_ceiling": ceilings}
+    records = [Record(table, *key, value, n=N) for table, found in tables.items() for key, value in found.items()]
+    shares = {r.column: (r.value, r.n) for r in cell_shares(records, 0)}
+    assert shares == {"scored": (100, 25), "half_of_ceiling": (100 * 23 / 25, 25)}, "nothing is not half of nothing"
 
 
 def test_silence_scores_0_and_has_an_interval(right):
@@ -134,17 +164,26 @@ def test_a_request_has_the_inputs_of_its_row_and_the_pipeline_takes_it(key):
         parts = cell.ask(sample, QUICK)
         kinds = {{Text: "text", Image: "image", Speech: "speech"}[type(part)] for part in parts}
         assert kinds == set(key[0].split(" + "))
-        assert read_request(parts, outputs, cell.task).task == cell.task, "a combination that the paper names after all"
+        assert read_request(parts, outputs).task == infer_task(kinds, outputs)
 
 
-def test_all_tasks_are_there_and_known_ones_are_trained():
-    assert {cell.task for cell in CELLS.values()} == {*TASKS, None}
-    for (inputs, outputs), cell in CELLS.items():
-        assert is_trained(cell, PRESET) == (cell.task is not None)
-        named = infer_task(set(inputs.split(" + ")), outputs.split(" + "))
-        assert named in (cell.task, None), "a task of the paper under another name"
+def test_cells_say_what_was_trained():
+    known = {key: known_as(*key, PRESET) for key in CELLS}
+    assert [key for key, kind in known.items() if kind == TRAINED] == [
+        ("text", "text"), ("text", "image"), ("text", "speech"), ("image", "text"), ("speech", "text"),
+        ("speech", "image"), ("speech", "text + speech"), ("text + image", "text"), ("image + speech", "text + speech")]
+    assert [key for key, kind in known.items() if kind == PART] == [
+        ("speech", "speech"), ("image + speech", "text"), ("image + speech", "speech")]
+    assert [key for key, kind in known.items() if kind == WORDED] == [("text + speech", "text")]
     silent = load_preset("smoke", {f"training.stage{i}.mix": {"text_qa": 1.0} for i in (1, 2, 3)})
-    assert [key for key in CELLS if is_trained(CELLS[key], silent)] == [("text", "text")]
+    assert {key for key in CELLS if known_as(*key, silent) != ZERO_SHOT} == {("text", "text")}
+
+
+def test_the_typed_instruction_is_the_trained_one_under_another_system_turn():
+    sample = samples("asr", "test", 1, 0, WORLD)[0]
+    asked = read_request(instructed(sample, QUICK), ("text",))
+    assert INSTRUCTION in sample.messages[0]["content"] and INSTRUCTION in asked.messages[-1]["content"]
+    assert asked.messages[0]["role"] == "system" != sample.messages[0]["role"]
 
 
 def test_halves_make_the_whole_and_typed_questions_are_the_spoken_ones():
@@ -200,6 +239,28 @@ def test_an_object_must_come_back_where_the_caption_puts_it():
     assert drawn_with() and drawn_with(size="small" if case.hidden.size == "large" else "large")
     assert not drawn_with(cell=in_half), "the two share a row or a column"
     assert not drawn_with(color=next(c for c in ("red", "blue") if c not in (case.hidden.color, other.color)))
+
+
+def test_nothing_else_may_be_painted_into_the_covered_half():
+    world = load_preset("gpu").world  # a lattice of 3 x 3: the half's edge runs through the middle
+    case = next(c for c in covered(40, 0, world, 96) if c.half == "left" and len(c.scene.objects) == 1)
+    taken = case.hidden.cell
+
+    def drawn_with(cell):
+        extra = replace(case.hidden, shape="star" if case.hidden.shape != "star" else "ring", cell=cell)
+        return restored(render(replace(case.scene, objects=(*case.scene.objects, extra)), 96), case, world)
+
+    free = [(row, column) for row in range(3) for column in range(3) if (row, column) != taken]
+    assert {cell for cell in free if drawn_with(cell)} == {(0, 2), (1, 2), (2, 2)}, "only the half that was not covered"
+
+
+def test_only_objects_that_the_caption_places_are_covered():
+    world = replace(load_preset("gpu").world, max_objects=3)
+    scenes = [case.scene for case in covered(60, 0, world, 32)]
+    hidden = [case.scene.objects.index(case.hidden) for case in covered(60, 0, world, 32)]
+    assert {len(scene.objects) for scene in scenes} == {1, 2, 3} and set(hidden) == {0, 1}
+    with pytest.raises(ValueError, match="a half with one placed object"):
+        covered(1, 0, replace(world, grid=4, max_objects=1, jitter=0.0), 32)  # "top left" may be four cells
 
 
 def test_a_changed_token_or_no_picture_is_not_restored():

@@ -8,6 +8,7 @@ import pytest
 from omnidiff_lite.artifacts import Artifacts
 from omnidiff_lite.cli import COMMANDS, main
 from omnidiff_lite.data.encode import read_encoded
+from omnidiff_lite.evaluation.records import read_records
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -53,7 +54,20 @@ def test_a_users_own_folder_is_tokenized_and_trained_on(results, tmp_path, capsy
     assert main(["train", "--preset", str(results), "--stage", "1", "--data", *files, *change]) == 0, "it resumes"
 
 
+def test_a_timing_is_shown_and_filed_under_its_own_name(results, capsys):
+    """Two runs that differ in precision leave two files."""
+    for dtype in ("bfloat16", "float32"):
+        assert main(["bench", "--preset", str(results), "--dtype", dtype, "--tasks", "tts", "--repeats", "1"]) == 0
+        assert "text-to-speech, 0.5L steps" in capsys.readouterr().out
+    files = sorted(Artifacts.of("tiny").metrics.glob("*.json"))
+    assert [path.name for path in files] == ["bench_tiny_cpu_bfloat16.json", "bench_tiny_cpu_float32.json"]
+    assert {r.provenance["dtype"] for r in read_records(files[1])} == {"float32"}
+
+
 @pytest.mark.parametrize("arguments, words", [
+    (["bench", "--preset", "laptop"], "no preset 'laptop'"),
+    (["bench", "--dtype", "int8"], "choose one of bfloat16"),
+    (["bench", "--device", "meta"], "on cpu or cuda"),
     (["reproduce", "--preset", "laptop"], "no preset 'laptop'"),
     (["train", "--stage", "2"], "run notebook 03"),
     (["train", "--stage", "1"], "run notebook 02"),

@@ -15,9 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from omnidiff_lite.parity import CASES, GOLDEN, Golden, ParityError, report
+from omnidiff_lite.parity import CASES, GOLDEN, Golden, ParityError, count, report
 from omnidiff_lite.parity.__main__ import main
-from omnidiff_lite.parity.compare import Case, each
+from omnidiff_lite.parity.compare import OWN, RELEASED, Case, each
+from omnidiff_lite.parity.denoiser import MASK, SAMPLES, decoded, sample_case
 
 Damage = Callable[[Path], None]
 
@@ -26,6 +27,20 @@ Damage = Callable[[Path], None]
 def test_equals_the_released_implementation(case):
     row = case.run()
     assert row.passed, row
+
+
+def test_one_row_compares_with_the_kit_itself_and_is_counted_apart():
+    assert [str(case) for case in CASES if case.against != RELEASED] == ["flow: 27 tokens, 60 frames known"]
+    table = report(cases=[case_of([(1, 1)]), case_of([(1, 2)]), case_of([(1, 1)], against=OWN)])
+    assert table.against.tolist() == [RELEASED, RELEASED, OWN]
+    assert count(table) == ("1 of 2 comparisons with the released implementation passed; "
+                            "1 of 1 with the kit's own loop")
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_the_trace_of_a_recorded_run_counts_what_was_decided(name):
+    result = decoded(name)
+    assert (result.decided >= 0).sum() == (result.ids != MASK).sum() - len(sample_case(name)[1].prefill)
 
 
 # --- a wrong weight -------------------------------------------------------------------------------------------------
@@ -66,6 +81,7 @@ WRONG: dict[str, Damage] = {
     "positions": negated("sensevoice_tiny", "pos.f32"),
     "SenseVoice": negated("sensevoice_tiny",
                           "weights.audio_model.model.encoder.encoders.0.self_attn.linear_out.weight"),
+    "speech lengths": negated("sensevoice_tiny", "short.feature_lengths"),
     "GLM tokenizer": negated("glmtok_tiny", "weights.conv1.weight"),
     "flow": negated("glmdec_tiny", "weights.flow.input_embedding.weight",
                     "weights.flow.decoder.estimator.down_blocks.0.0.block1.block.0.weight"),
@@ -94,8 +110,8 @@ def test_a_wrong_weight_fails_the_rows_of_its_part(part, tmp_path):
 # --- the report -----------------------------------------------------------------------------------------------------
 
 
-def case_of(pairs: list, tolerance: float = 0.0, relative: bool = False) -> Case:
-    return Case("a part", "a case", "something", tolerance, lambda golden: pairs, relative)
+def case_of(pairs: list, tolerance: float = 0.0, relative: bool = False, against: str = RELEASED) -> Case:
+    return Case("a part", "a case", "something", tolerance, lambda golden: pairs, relative, against)
 
 
 def test_a_row_tells_what_was_reached():
@@ -117,10 +133,18 @@ def test_nothing_compared_exactly_fails():
     assert not case_of([]).run().passed
 
 
+def test_an_exception_is_a_row_that_failed_and_the_others_go_on():
+    def broken(golden):
+        raise IndexError("no such layer\nand more")
+
+    table = report(cases=[Case("a part", "broken", "something", 0, broken), case_of([(1, 1)])])
+    assert table.passed.tolist() == [False, True] and table.reached[0] == "IndexError: no such layer"
+
+
 def test_the_table_and_the_command(tmp_path, capsys):
     seen = []
     table = report(cases=CASES[:2], progress=seen.append)
-    assert table.columns.tolist() == ["part", "case", "compared", "tolerance", "reached", "passed"]
+    assert table.columns.tolist() == ["part", "case", "compared", "against", "tolerance", "reached", "passed"]
     assert len(seen) == len(table) == 2 and table.passed.all()
     with pytest.raises(ParityError, match=r"dream_forward.safetensors is missing.*git checkout"):
         report(Golden(tmp_path))

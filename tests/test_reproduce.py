@@ -11,6 +11,8 @@ import yaml
 
 from omnidiff_lite import reproduce as road
 from omnidiff_lite.artifacts import CLONE, Artifacts, MissingArtifact
+from omnidiff_lite.evaluation.aims import AIMS
+from omnidiff_lite.freshness import PACKAGE, code_used
 from omnidiff_lite.notebook import ParameterError, begin, check_parameters, parse_overrides
 from omnidiff_lite.provenance import provenance
 from omnidiff_lite.config import load_preset
@@ -49,6 +51,41 @@ def test_a_published_notebook_shows_the_run_that_its_parameters_name(two_noteboo
     capsys.readouterr()
     run(seed=3)
     assert capsys.readouterr().out.count("up to date") == 2, "publishing is no change"
+
+
+def test_publishing_keeps_words_that_were_written_after_the_run(two_notebooks, capsys):
+    run, folder, _ = two_notebooks
+    run()
+    path = folder / "01_make.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.insert(1, nbformat.v4.new_markdown_cell("New words."))
+    nbformat.write(notebook, path)
+    capsys.readouterr()
+    run(publish=True)
+    assert capsys.readouterr().out.count("up to date") == 2, "words are no code"
+    published = nbformat.read(path, as_version=4)
+    assert [c.cell_type for c in published.cells] == ["code", "markdown", "code", "code"]
+    assert published.cells[1].source == "New words." and published.cells[3].outputs
+
+
+def test_a_notebook_that_shows_other_metrics_runs_again_when_they_change(two_notebooks, monkeypatch, capsys):
+    run, _, tmp_path = two_notebooks
+    monkeypatch.setattr(road, "ROAD", (road.Step("01_make", metrics=("table1",)), road.Step("02_use")))
+    (tmp_path / "results/smoke/work").mkdir(parents=True)
+    (tmp_path / "results/smoke/work/number.txt").write_text("1")
+    run()
+    other = tmp_path / "results" / "smoke" / "metrics" / "table1.json"
+    other.write_text("[]")
+    capsys.readouterr()
+    run()
+    out = capsys.readouterr().out
+    assert "01_make: its code, parameters or inputs changed" in out and "02_use: up to date" in out
+
+
+def test_the_table_of_aims_declares_the_metrics_that_it_reads():
+    own = {"image_tokenizer", "answers", "any_to_any_cells", "inpainting", "headline_seeds"}
+    asked = {key[0] for aim in AIMS for key in (aim.key, aim.less, aim.ceiling, aim.seeds) if key}
+    assert asked - own == set(next(step for step in road.ROAD if step.name == "13_any_to_any").metrics)
 
 
 def test_a_run_then_nothing_to_do_then_only_what_changed(two_notebooks, capsys):
@@ -93,7 +130,7 @@ def test_a_missing_input_names_the_notebook_that_makes_it(two_notebooks):
 
 
 def test_only_what_a_notebook_imports_counts_as_its_code():
-    used = {p.relative_to(road.PACKAGE).as_posix() for p in road.code_used("from omnidiff_lite import Denoiser")}
+    used = {p.relative_to(PACKAGE).as_posix() for p in code_used("from omnidiff_lite import Denoiser")}
     assert {"backbone.py", "vocabulary.py", "config.py"} <= used and "reproduce.py" not in used
 
 

@@ -2,7 +2,8 @@
 
     aims_table(Artifacts.of("cpu"))         # a row an aim, read from results/cpu/metrics/*.json
 
-Every aim names the record that decides it. One without a record is "not measured", which is never reached.
+Every aim names the record that decides it. One without a record of the run's own configuration is "not measured", one
+on fewer items than it asks for has "too few items": neither is reached.
 """
 
 from __future__ import annotations
@@ -15,17 +16,21 @@ from typing import Literal
 import pandas as pd
 
 from omnidiff_lite.artifacts import Artifacts
+from omnidiff_lite.evaluation.combinations import CELLS
 from omnidiff_lite.evaluation.records import Record, read_records
+from omnidiff_lite.provenance import tree_hash
 
 Key = tuple[str, str, str]  # table, row, column of a record
 Best = Literal["high", "low"]
 SIGNS = {"high": "≥", "low": "≤"}
-NOT_MEASURED = "not measured"
-NOTE = ("The aims were set for the `cpu` preset, with at least 200 items each. Reached: the value itself is there, "
-        "whatever its interval. Brackets: 95 % interval; of a difference, the farthest that the two intervals allow. "
-        "\"Of\": what the first of two values must reach besides, since two bad ones differ little as well. Ceiling: "
-        "the same score of real data or of perfect tokens. Over seeds: mean and 95 % interval over evaluation seeds, which "
-        "draw other items and decode with other noise.")
+NOT_MEASURED, TOO_FEW = "not measured", "too few items"
+ITEMS = 200
+NOTE = (f"The aims were set for the `cpu` preset, with at least {ITEMS} items each; shares of the matrix count its "
+        f"{len(CELLS)} cells. With fewer nothing is reached. Reached: the value itself is there, whatever its interval. "
+        "Numbers of another configuration than the run's own (`config.json`) do not count. Brackets: 95 % "
+        "interval; of a difference, the farthest that the two intervals allow. \"Of\": what the first of two values must "
+        "reach besides, since two bad ones differ little as well. Ceiling: the same score of real data or of perfect "
+        "tokens. Over seeds: mean and 95 % interval over evaluation seeds, which draw other items and decode with other noise.")
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Aim:
     """One quantity. `best` says which end is good. `{full}` and `{quarter}` in keys and label are numbers of steps.
 
     `less`: its value is taken off, so that the aim is about a difference. That of two bad values is small and means
-    nothing, so `base` is what `key` itself must reach besides.
+    nothing, so `base` is what `key` itself must reach besides. `items`: the fewest that count.
     """
 
     label: str
@@ -45,6 +50,7 @@ class Aim:
     base: tuple[Best, float] | None = None
     ceiling: Key | None = None
     seeds: Key | None = None
+    items: int = ITEMS
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,10 @@ def _answers(column: str, row: str = "diffusion") -> Key:
 
 def _over(column: str) -> Key:
     return "headline_seeds", "diffusion", column
+
+
+def _cells(column: str) -> Key:
+    return "any_to_any_cells", "diffusion", column
 
 
 REAL, TOKENS = "real data (ceiling)", "speech tokens (ceiling)"
@@ -117,22 +127,26 @@ AIMS = (
         ceiling=_answers("svqa_spoken_right", REAL)),
     Aim("spoken QA: text answer right", _answers("sqa_right"), 80),
     Aim("text QA: answer right", _answers("text_qa_right"), 95),
-    Aim("any to any: defined cells that have a score", ("any_to_any_cells", "diffusion", "scored"), 100),
+    Aim("any to any: defined cells that have a score, whatever it is (coverage alone)", _cells("scored"), 100,
+        items=len(CELLS)),
+    Aim("any to any: defined cells with at least half of their ceiling", _cells("half_of_ceiling"), 100,
+        items=len(CELLS)),
     Aim("inpainting: hidden object restored", ("inpainting", "diffusion", "inpainting_restored"), 70,
         ceiling=("inpainting", PICTURE_TOKENS, "inpainting_restored")),
 )
 
 
 def aims_table(artifacts: Artifacts, aims: Sequence[Aim] = AIMS) -> pd.DataFrame:
-    """One row an aim: aim, asked, shown (value and interval as text), value, low, high, n, seeds, reached ("yes", "no"
-    or "not measured"), ceiling, over seeds.
+    """One row an aim: aim, asked, shown (value and interval as text), value, low, high, n, seeds, reached ("yes", "no",
+    "too few items" or "not measured"), ceiling, over seeds.
 
     The numbers of steps are the first two of the run's own (`config.json`), as table 3 has them.
     """
-    records = {(r.table, r.row, r.column): r for r in read_records(artifacts.metrics) if r.source == "ours"}
-    config = artifacts.dir / "config.json"
-    steps = json.loads(config.read_text())["evaluation"]["steps"] if config.exists() else []
-    return pd.DataFrame([_row(_at(aim, [*steps, "all", "fewer"]), records) for aim in aims])
+    path = artifacts.dir / "config.json"
+    config = json.loads(path.read_text()) if path.exists() else {"evaluation": {"steps": []}}
+    records = {(r.table, r.row, r.column): r for r in read_records(artifacts.metrics)
+               if r.source == "ours" and r.provenance.get("config") == tree_hash(config)}
+    return pd.DataFrame([_row(_at(aim, [*config["evaluation"]["steps"], "all", "fewer"]), records) for aim in aims])
 
 
 def aims_markdown(frame: pd.DataFrame) -> str:
@@ -145,9 +159,12 @@ def aims_markdown(frame: pd.DataFrame) -> str:
 
 
 def reached(aim: Aim, found: Value | None) -> str:
-    """Whether the value meets the aim: at it, or on its good side; and the base too, where the aim has one."""
+    """Whether the value meets the aim, on items enough: at it, or on its good side; and so the base, where there is
+    one."""
     if found is None:
         return NOT_MEASURED
+    if found.n < aim.items:
+        return TOO_FEW
     met = _meets(found.value, aim.best, aim.aim) and (aim.base is None or _meets(found.first, *aim.base))
     return "yes" if met else "no"
 

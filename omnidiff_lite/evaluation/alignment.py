@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 import PIL.Image
+import torch
 
 from omnidiff_lite.chat import Sample
 from omnidiff_lite.config import WorldConfig
@@ -23,6 +24,7 @@ from omnidiff_lite.world.captions import verdict
 from omnidiff_lite.world.scenes import Scene
 
 TABLE = "table2_vision"
+TOGETHER = 16  # pictures in one pass of the image tokenizer
 
 
 def evaluate_t2i(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings = Settings(), *,
@@ -84,10 +86,12 @@ def read_picture(picture: PIL.Image.Image | None, scene: dict, world: WorldConfi
 
 
 def reconstruct(tokenizer: ImageTokenizer, pictures: Sequence[PIL.Image.Image]) -> list[PIL.Image.Image]:
-    """Pictures through image tokens and back: what a model with perfect tokens would draw."""
+    """Pictures through image tokens and back, some at a time: what a model with perfect tokens would draw."""
     size, device = tokenizer.config.generation_size, next(tokenizer.parameters()).device
-    return [to_image(tokenizer.decode(tokenizer.encode(prepare(picture, size)[None].to(device)))[0])
-            for picture in pictures]
+    parts = [pictures[start:start + TOGETHER] for start in range(0, len(pictures), TOGETHER)]
+    drawn = (tokenizer.decode(tokenizer.encode(torch.stack([prepare(picture, size) for picture in part]).to(device)))
+             for part in parts)
+    return [to_image(pixels) for part in drawn for pixels in part]
 
 
 def mismatched(pictures: Sequence[PIL.Image.Image]) -> list[PIL.Image.Image]:

@@ -9,7 +9,7 @@ by shape and colour, and no other, standing as described. A missing output is wr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -19,29 +19,31 @@ import PIL.Image
 
 from omnidiff_lite.chat import Sample
 from omnidiff_lite.config import Preset, WorldConfig
-from omnidiff_lite.data.media import load_image_ref, load_speech_ref
-from omnidiff_lite.evaluation.combinations import CELLS, SETS, is_trained, undefined
+from omnidiff_lite.data.media import load_speech_ref
+from omnidiff_lite.evaluation.alignment import reconstruct
+from omnidiff_lite.evaluation.combinations import CELLS, SETS, known_as, undefined
 from omnidiff_lite.evaluation.inpainting import covered, evaluate_inpainting, restored
 from omnidiff_lite.evaluation.records import Record, measured, missing
-from omnidiff_lite.evaluation.requests import Answer, Model, Settings, media_refs, meta
+from omnidiff_lite.evaluation.requests import Answer, Model, Settings, meta, reference_images
 from omnidiff_lite.evaluation.scene_analysis import read, score
-from omnidiff_lite.evaluation.speech import Recogniser, compare, normalize_libritts, transcribe_all, wer
-from omnidiff_lite.evaluation.statistics import proportion_interval
+from omnidiff_lite.evaluation.speech import (
+    Recogniser, compare, normalize_libritts, resynthesize, transcribe_all, wer)
+from omnidiff_lite.evaluation.statistics import Estimate, proportion_interval
 from omnidiff_lite.evaluation.tables import cell_text
 from omnidiff_lite.media import Waveform
+from omnidiff_lite.tokenizers import Tokenizers
 from omnidiff_lite.world.captions import matches
 from omnidiff_lite.world.dataset import samples
 from omnidiff_lite.world.scenes import Scene
 from omnidiff_lite.world.voices import ANSWER_VOICE, speech_ref
 
-TABLE, CEILING, VOICE = "any_to_any", "any_to_any_ceiling", "any_to_any_voice_wer"
-
-Answering = Callable[[tuple[str, str], list[Sample]], Sequence[Answer]]
+TABLE, CEILING, VOICE, CELL = "any_to_any", "any_to_any_ceiling", "any_to_any_voice_wer", "any_to_any_cells"
+ASKED = {key: cell for key, cell in CELLS.items() if cell.ask is not None}  # all but inpainting
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The right answer, in every form that the sample has: what a perfect model would give."""
+    """The right answer, in the forms that are asked for: what a perfect model would give."""
 
     text: str
     speech: Waveform | None
@@ -56,54 +58,65 @@ def evaluate_any_to_any(model: Model, judge: Recogniser, n: int, settings: Setti
     Needs `settings.image_sizes`. `painted`: items of `evaluate_inpainting`, where they are at hand. Per item: inputs,
     outputs, asked, answer, text, heard, text_right, speech_right, image_right (None where not asked for), right.
     """
-    def answering(key: tuple[str, str], drawn: list[Sample]) -> Sequence[Answer]:
-        cell, to = CELLS[key], tuple(key[1].split(" + "))
-        requests = [cell.ask(sample, settings) for sample in drawn]
-        return model.generate_many(requests, to=to, task=cell.task, decoding=settings.decoding, seed=settings.seed,
-                                   batch_size=settings.batch)
-
     if painted is None:
         cases = covered(n, settings.seed, world, settings.image_sizes[1])
         painted = evaluate_inpainting(model, cases, settings, world=world)[1]
-    tables = _ask_all(answering, judge, n, settings, world)
+    drawn, tables = _drawn(n, settings, world), {}
+    for (inputs, outputs), cell in ASKED.items():
+        requests = [cell.ask(sample, settings) for sample in drawn[cell.drawn]]
+        answers = model.generate_many(requests, to=tuple(outputs.split(" + ")), decoding=settings.decoding,
+                                      seed=settings.seed, batch_size=settings.batch)
+        if len(answers) != n:
+            raise RuntimeError(f"{inputs} to {outputs}: {len(answers)} answers to {n} requests")
+        tables[inputs, outputs] = score_answers(answers, drawn[cell.drawn], outputs, judge, world)
     tables["text + image", "image"] = pd.DataFrame({
         "asked": painted["caption"], "answer": painted["hidden"], "image_right": painted["restored"],
         "right": painted["restored"]})
     return _records(tables, settings, TABLE) + _voices(tables, settings), _joined(tables)
 
 
-def evaluate_references(judge: Recogniser, n: int, settings: Settings, world: WorldConfig) -> list[Record]:
-    """The same of the right answers, spoken in the answer voice and drawn by the world: what the judge and the reading
-    of pictures leave of a perfect model. Table any_to_any_ceiling."""
-    def answering(key: tuple[str, str], drawn: list[Sample]) -> list[Reference]:
-        return [reference(sample, key[1], settings) for sample in drawn]
-
-    tables = _ask_all(answering, judge, n, settings, world)
+def evaluate_references(tokenizers: Tokenizers, judge: Recogniser, n: int, settings: Settings, world: WorldConfig
+                        ) -> list[Record]:
+    """The same of the right answers, spoken in the answer voice and drawn by the world, through `tokenizers` and back:
+    what tokens, judge and the reading of pictures leave of a perfect model. Table any_to_any_ceiling."""
+    drawn, found = _drawn(n, settings, world), {}
+    for (_, outputs), cell in ASKED.items():
+        if (cell.drawn, outputs) not in found:  # the right answer does not depend on how it was asked for
+            answers = references(drawn[cell.drawn], outputs, settings, tokenizers)
+            found[cell.drawn, outputs] = score_answers(answers, drawn[cell.drawn], outputs, judge, world)
+    tables = {key: found[cell.drawn, key[1]] for key, cell in ASKED.items()}
     cases = covered(n, settings.seed, world, settings.image_sizes[1])
-    tables["text + image", "image"] = pd.DataFrame({"right": [restored(c.picture, c, world) for c in cases]})
+    whole = reconstruct(tokenizers.image, [case.picture for case in cases])
+    tables["text + image", "image"] = pd.DataFrame({"right": [restored(p, c, world) for p, c in zip(whole, cases)]})
     return [record for record in _records(tables, settings, CEILING) if record.value is not None]
 
 
-def reference(sample: Sample, outputs: str, settings: Settings) -> Reference:
-    """What is right for a sample."""
-    asked, answer = outputs.split(" + "), meta(sample, "answer")
-    voice = load_speech_ref(speech_ref(answer, ANSWER_VOICE)) if "speech" in asked else None
-    pictures = media_refs(sample, "assistant")[0] if "image" in asked else []
-    return Reference(answer, voice, *[load_image_ref(ref, None, settings.image_sizes[1]) for ref in pictures] or [None])
+def references(drawn: Sequence[Sample], outputs: str, settings: Settings, tokenizers: Tokenizers) -> list[Reference]:
+    """What is right for each sample, its pictures and voices as their tokens keep them."""
+    asked, texts = outputs.split(" + "), [meta(sample, "answer") for sample in drawn]
+    voices, pictures = [None] * len(drawn), [None] * len(drawn)
+    if "speech" in asked:
+        spoken = [load_speech_ref(speech_ref(text, ANSWER_VOICE)) for text in texts]
+        voices = resynthesize(tokenizers.speech_tokenizer, tokenizers.speech_decoder, spoken)
+    if "image" in asked:
+        pictures = reconstruct(tokenizers.image, reference_images(drawn, settings))
+    return [Reference(*each) for each in zip(texts, voices, pictures)]
 
 
-def _ask_all(answering: Answering, judge: Recogniser, n: int, settings: Settings, world: WorldConfig
-             ) -> dict[tuple[str, str], pd.DataFrame]:
-    """The per-item table of every cell but inpainting's."""
-    asked = {key: cell for key, cell in CELLS.items() if cell.ask is not None}
-    drawn = {task: samples(task, "test", n, settings.seed, world) for task in {cell.drawn for cell in asked.values()}}
-    tables = {}
-    for key, cell in asked.items():
-        answers = answering(key, drawn[cell.drawn])
-        if len(answers) != n:
-            raise RuntimeError(f"{key[0]} to {key[1]}: {len(answers)} answers to {n} requests")
-        tables[key] = score_answers(answers, drawn[cell.drawn], key[1], judge, world)
-    return tables
+def cell_shares(records: Sequence[Record], seed: int) -> list[Record]:
+    """Of the defined cells, in percent: `scored`, those that have a score at all; `half_of_ceiling`, those whose score
+    is above 0 and at least half of what `evaluate_references` gives them."""
+    scores, ceilings = ({(r.row, r.column): r.value for r in records if r.table == table and r.value is not None}
+                        for table in (TABLE, CEILING))
+    half = [key for key, score in scores.items() if score > 0 and key in ceilings and score >= ceilings[key] / 2]
+    return measured(CELL, "diffusion", seed, {
+        name: Estimate(100 * len(cells) / len(CELLS), None, None, len(CELLS), "no interval: cells are counted")
+        for name, cells in (("scored", scores), ("half_of_ceiling", half))})
+
+
+def _drawn(n: int, settings: Settings, world: WorldConfig) -> dict[str, list[Sample]]:
+    """Test samples of every task that is asked for."""
+    return {task: samples(task, "test", n, settings.seed, world) for task in {cell.drawn for cell in ASKED.values()}}
 
 
 # --- scoring ----------------------------------------------------------------------------------------------------------
@@ -168,10 +181,9 @@ def _joined(tables: dict[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
 
 
 def as_table(records: Sequence[Record], preset: Preset) -> pd.DataFrame:
-    """The matrix as text, with what was trained and what is zero-shot; empty where there is no right answer."""
+    """The matrix as text, with what each cell is known as; empty where there is no right answer."""
     cells = {(r.row, r.column): r for r in records if r.table == TABLE}
     frame = pd.DataFrame("", index=pd.Index(SETS, name="from"), columns=pd.MultiIndex.from_product([["to"], SETS]))
-    for (row, column), cell in CELLS.items():
-        kind = "trained" if is_trained(cell, preset) else "zero-shot"
-        frame.loc[row, ("to", column)] = f"{cell_text(cells[row, column])}, {kind}"
+    for row, column in CELLS:
+        frame.loc[row, ("to", column)] = f"{cell_text(cells[row, column])}, {known_as(row, column, preset)}"
     return frame

@@ -1,7 +1,8 @@
 """The 49 combinations of non-empty sets of text, image and speech: what is asked in each, or why nothing is.
 
 A combination is asked where the world has one right answer to it: every task of the paper; the same questions answered
-in text, in speech or in both, typed, spoken or half and half, with or without a picture; and inpainting.
+in text, in speech or in both, typed, spoken or half and half, with or without a picture; and inpainting. The model is
+asked as a user asks it, by inputs and outputs alone: which task this is, if any, is `chat.infer_task`'s to say.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 
-from omnidiff_lite.chat import Sample
+from omnidiff_lite.chat import TASKS, Sample, infer_task
 from omnidiff_lite.config import Preset
 from omnidiff_lite.data.media import load_image_ref, load_speech_ref
 from omnidiff_lite.evaluation.requests import Settings, media_refs, meta, requests_of
@@ -18,7 +19,7 @@ from omnidiff_lite.media import Image, Part, Speech, Text
 from omnidiff_lite.world.voices import parse_speech, speech_ref
 
 SETS = tuple(" + ".join(kinds) for size in (1, 2, 3) for kinds in combinations(("text", "image", "speech"), size))
-INSTRUCTION = "Convert the speech to text."
+INSTRUCTION = TASKS["asr"].user.splitlines()[0]
 
 Ask = Callable[[Sample, Settings], list[Part]]
 
@@ -46,7 +47,7 @@ def halved(sample: Sample, settings: Settings) -> list[Part]:
 
 
 def instructed(sample: Sample, settings: Settings) -> list[Part]:
-    """A typed instruction beside the recording."""
+    """The instruction that recognition is trained with, typed by the user beside the recording."""
     return [Text(INSTRUCTION), *as_trained(sample, settings)]
 
 
@@ -60,33 +61,25 @@ def _pictures(sample: Sample, settings: Settings) -> list[Part]:
 
 @dataclass(frozen=True)
 class Cell:
-    """One kind of request: test samples of the world's task `drawn`, put by `ask` (None: by inpainting).
-
-    `task`: what the model knows this combination as; None: no task has it, so it must combine what it has learnt.
-    """
+    """One kind of request: test samples of the world's task `drawn`, put by `ask` (None: by inpainting)."""
 
     drawn: str
     ask: Ask | None = as_trained
-    task: str | None = None
-
-
-def _known(task: str) -> Cell:
-    return Cell(task, as_trained, task)
 
 
 CELLS: dict[tuple[str, str], Cell] = {
-    ("text", "text"): _known("text_qa"),
-    ("text", "image"): _known("t2i"),
-    ("text", "speech"): _known("tts"),
+    ("text", "text"): Cell("text_qa"),
+    ("text", "image"): Cell("t2i"),
+    ("text", "speech"): Cell("tts"),
     ("text", "text + speech"): Cell("text_qa"),
-    ("image", "text"): _known("captioning"),
+    ("image", "text"): Cell("captioning"),
     ("image", "speech"): Cell("captioning"),
     ("image", "text + speech"): Cell("captioning"),
-    ("speech", "text"): _known("asr"),
-    ("speech", "image"): _known("s2i"),
-    ("speech", "speech"): _known("sqa"),
-    ("speech", "text + speech"): _known("sqa"),
-    ("text + image", "text"): _known("vqa"),
+    ("speech", "text"): Cell("asr"),
+    ("speech", "image"): Cell("s2i"),
+    ("speech", "speech"): Cell("sqa"),
+    ("speech", "text + speech"): Cell("sqa"),
+    ("text + image", "text"): Cell("vqa"),
     ("text + image", "image"): Cell("t2i", None),
     ("text + image", "speech"): Cell("svqa", typed),
     ("text + image", "text + speech"): Cell("svqa", typed),
@@ -94,9 +87,9 @@ CELLS: dict[tuple[str, str], Cell] = {
     ("text + speech", "image"): Cell("s2i", halved),
     ("text + speech", "speech"): Cell("sqa", halved),
     ("text + speech", "text + speech"): Cell("sqa", halved),
-    ("image + speech", "text"): _known("svqa"),
-    ("image + speech", "speech"): _known("svqa"),
-    ("image + speech", "text + speech"): _known("svqa"),
+    ("image + speech", "text"): Cell("svqa"),
+    ("image + speech", "speech"): Cell("svqa"),
+    ("image + speech", "text + speech"): Cell("svqa"),
     ("text + image + speech", "text"): Cell("svqa", halved),
     ("text + image + speech", "speech"): Cell("svqa", halved),
     ("text + image + speech", "text + speech"): Cell("svqa", halved),
@@ -110,7 +103,20 @@ def undefined(inputs: str, outputs: str) -> str:
     return "a picture alone asks for words" if inputs == "image" else "inpainting takes its wish in writing alone"
 
 
-def is_trained(cell: Cell, preset: Preset) -> bool:
-    """Whether a stage of the preset trains on this combination; else it is zero-shot."""
+TRAINED, PART, WORDED, ZERO_SHOT = "trained", "part of a trained answer", "trained instruction", "zero-shot"
+
+
+def known_as(inputs: str, outputs: str, preset: Preset) -> str:
+    """What the preset's stages have to do with a cell.
+
+    `TRAINED`: they train on it. `PART`: on these inputs, but with text and speech in the answer, of which one is asked
+    for. `WORDED`: on this recording and this instruction, word for word, which here come as the user's speech and text
+    under the system turn of spoken questions. `ZERO_SHOT`: on nothing of the kind.
+    """
+    asked, cell = outputs.split(" + "), CELLS[inputs, outputs]
+    task = infer_task(set(inputs.split(" + ")), asked)
     stages = (preset.training.stage1, preset.training.stage2, preset.training.stage3)
-    return any(stage.mix.get(cell.task, 0) > 0 for stage in stages)
+    mixed = {name for stage in stages for name, share in stage.mix.items() if share > 0}
+    if task in mixed:
+        return TRAINED if set(TASKS[task].outputs) == set(asked) else PART
+    return WORDED if cell.ask is instructed and cell.drawn in mixed else ZERO_SHOT

@@ -1,14 +1,15 @@
 """Inpainting, measured: half of a test picture is covered, its caption is given, and the hidden object must come back.
 
-The paper shows inpainting (figure 6) and gives no number. Here the covered half holds exactly one object, and is
-painted over with the ground's colour before the picture becomes tokens: no kept token has seen what is hidden.
+The paper shows inpainting (figure 6) and gives no number. Here the covered half holds exactly one object, one that
+the caption puts in one cell of it, and is painted over with the ground's colour before the picture becomes tokens: no
+kept token has seen what is hidden.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import count, islice
+from dataclasses import dataclass, replace
+from itertools import count, islice, product
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,9 +22,9 @@ from omnidiff_lite.evaluation.records import Record, measured
 from omnidiff_lite.evaluation.requests import Answer, Settings
 from omnidiff_lite.evaluation.scene_analysis import analyse
 from omnidiff_lite.evaluation.statistics import proportion_interval
-from omnidiff_lite.world.captions import find
+from omnidiff_lite.world.captions import plain
 from omnidiff_lite.world.dataset import samples
-from omnidiff_lite.world.scenes import BACKGROUNDS, Object, Scene, holds, position, render
+from omnidiff_lite.world.scenes import BACKGROUNDS, Object, Scene, render
 from omnidiff_lite.world.splits import stream
 
 TABLE = "inpainting"
@@ -57,13 +58,13 @@ class Covered:
 
 
 def covered(n: int, seed: int, world: WorldConfig, size: int) -> list[Covered]:
-    """`n` test scenes with a half that holds one whole object and cuts none, `size` x `size` pixels.
+    """`n` test scenes with a half that holds one whole, placed object and cuts none, `size` x `size` pixels.
 
     Raises ValueError where the world's scenes have hardly any such half.
     """
     cases = list(islice(_cases(DRAWS * n, seed, world, size), n))
     if len(cases) < n:
-        raise ValueError(f"only {len(cases)} of {DRAWS * n} scenes have a half with one whole object: "
+        raise ValueError(f"only {len(cases)} of {DRAWS * n} scenes have a half with one placed object: "
                          "lower world.max_objects or raise world.grid")
     return cases
 
@@ -73,7 +74,8 @@ def _cases(draws: int, seed: int, world: WorldConfig, size: int) -> Iterator[Cov
     for start in range(0, draws, page):
         for i, sample in enumerate(samples("t2i", "test", start + page, seed, world)[start:], start):
             scene = Scene.from_dict(sample.meta["scene"])
-            options = {half: hidden for half in HALVES if (hidden := _lone(scene, half))}
+            options = {half: hidden for half in HALVES if (hidden := _lone(scene, half))
+                       and _possible_cells(scene, half, hidden) == [hidden.cell]}
             if options:
                 half = tuple(options)[int(stream("inpainting", seed, i).integers(len(options)))]
                 yield _cover(scene, sample.meta["caption"], half, options[half], size)
@@ -83,6 +85,19 @@ def _lone(scene: Scene, half: str) -> Object | None:
     """The one object in a half of the picture; None where there are none or several, or the edge cuts one."""
     where = [_inside(item.cell, half, scene.grid) for item in scene.objects]
     return scene.objects[where.index(True)] if where.count(True) == 1 and None not in where else None
+
+
+def _possible_cells(scene: Scene, half: str, hidden: Object) -> list[tuple[int, int]]:
+    """Cells of the half where the object may as well stand: the caption stays as it is, and the two that it
+    relates share a row or a column, as such two always do. Of a third object no caption tells the place."""
+    cells = []
+    for cell in product(range(scene.grid), repeat=2):
+        moved = tuple(replace(item, cell=cell) if item == hidden else item for item in scene.objects)
+        (row, column), (other_row, other_column) = moved[0].cell, moved[min(1, len(moved) - 1)].cell
+        if (_inside(cell, half, scene.grid) and (row == other_row or column == other_column)
+                and plain(replace(scene, objects=moved)) == plain(scene)):
+            cells.append(cell)
+    return cells
 
 
 def _inside(cell: tuple[int, int], half: str, grid: int) -> bool | None:
@@ -107,22 +122,12 @@ def _cover(scene: Scene, caption: str, half: str, hidden: Object, size: int) -> 
 
 
 def restored(picture: PIL.Image.Image | None, case: Covered, world: WorldConfig) -> bool:
-    """Whether the hidden object is back in its half, by shape and colour, and stands where the caption says.
-
-    A lone object: at its position. Else the two that the caption relates are there, stand so, and share a row or a
-    column, as such two always do.
-    """
+    """Whether the covered half shows the hidden object, by shape and colour, in its cell, and nothing else."""
     if picture is None:
         return False
-    grid, seen = case.scene.grid, analyse(picture, world)
-    pair = [find(item, seen) for item in case.scene.objects[:2]]
-    again = find(case.hidden, [item for item in seen if _inside(item.cell, case.half, grid)])
-    if again is None or None in pair:
-        return False
-    if case.scene.relation is None:
-        return position(again.cell, grid) == case.scene.position(case.hidden)
-    first, second = (item.cell for item in pair)
-    return holds(case.scene.relation, first, second) and (first[0] == second[0] or first[1] == second[1])
+    painted = [(item.shape, item.color, item.cell) for item in analyse(picture, world)
+               if _inside(item.cell, case.half, case.scene.grid) is not False]  # None: a cell that the edge cuts
+    return painted == [(case.hidden.shape, case.hidden.color, case.hidden.cell)]
 
 
 def tokens_kept(model: Painter, case: Covered, answer: Answer) -> bool:

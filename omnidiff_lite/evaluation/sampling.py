@@ -7,14 +7,13 @@ that came out. One clock for every method, so the autoregressive twin is timed b
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from omnidiff_lite.chat import Sample
 from omnidiff_lite.config import WorldConfig
@@ -24,6 +23,7 @@ from omnidiff_lite.evaluation.records import Record, measured, missing
 from omnidiff_lite.evaluation.requests import Answer, Model, Settings, ask, requests_of
 from omnidiff_lite.evaluation.speech import Recogniser, evaluate_tts
 from omnidiff_lite.evaluation.statistics import Estimate, median_interval, ratio_interval
+from omnidiff_lite.measure import seconds_of
 
 TABLE = "table3_sampling"
 NAMES = {"t2i": "text-to-image", "s2i": "speech-to-image", "tts": "text-to-speech"}
@@ -80,17 +80,16 @@ def time_answers(model: Model, samples: Sequence[Sample], settings: Settings, *,
     """Answer the samples one by one and time each; the first is answered twice, the first time to warm up."""
     requests = requests_of(samples, settings.root, settings.image_sizes[0])  # loading media is not the model's time
 
-    def answer(i: int) -> tuple[float, Answer]:
-        _synchronize()
-        start = time.perf_counter()
-        (result,) = model.generate_many([requests[i]], to=to, task=task, decoding=settings.decoding,
-                                        seed=settings.seed + i, batch_size=1)
-        _synchronize()
-        return time.perf_counter() - start, result
+    answers: list[Answer] = []
+
+    def answer(i: int) -> None:
+        answers.extend(model.generate_many([requests[i]], to=to, task=task, decoding=settings.decoding,
+                                           seed=settings.seed + i, batch_size=1))
 
     answer(0)
-    pairs = [answer(i) for i in range(len(samples))]
-    return Timing([seconds for seconds, _ in pairs], [result for _, result in pairs])
+    answers.clear()
+    seconds = [seconds_of(partial(answer, i))[0] for i in range(len(samples))]
+    return Timing(seconds, answers)
 
 
 def speed(timing: Timing, settings: Settings) -> dict[str, Estimate]:
@@ -98,11 +97,6 @@ def speed(timing: Timing, settings: Settings) -> dict[str, Estimate]:
     tokens = [len(answer.ids) for answer in timing.answers]
     return {"latency_s": median_interval(timing.seconds, **settings.resampling),
             "tokens_per_s": ratio_interval(tokens, timing.seconds, **settings.resampling)}
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def _real_time(timing: Timing, row: str, settings: Settings) -> list[Record]:

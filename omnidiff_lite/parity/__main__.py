@@ -4,7 +4,7 @@ import sys
 
 import transformers
 
-from omnidiff_lite.parity import GOLDEN, Golden, ParityError, report
+from omnidiff_lite.parity import GOLDEN, Golden, ParityError, count, report
 
 
 def main(arguments: list[str]) -> int:
@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> int:
         print(f"parity: {error}", file=sys.stderr)
         return 1
     print(table.to_string(index=False))
-    print(f"{table.passed.sum()} of {len(table)} passed")
+    print(count(table))
     return 0 if table.passed.all() else 1
 
 

@@ -12,12 +12,16 @@ from torch import Tensor
 
 from omnidiff_lite.parity.golden import GOLDEN, Golden
 
+RELEASED, OWN = "released", "own loop"
 Pairs = Iterable[tuple[Any, Any]]  # what the kit gives, and what it should
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one case reached: the largest `error` where there is a tolerance, else `equal` of `total` things."""
+    """What one case reached: the largest `error` where there is a tolerance, else `equal` of `total` things.
+
+    `against`: whose numbers these are; only those of the released implementation tell of parity.
+    """
 
     part: str
     case: str
@@ -26,6 +30,8 @@ class Row:
     error: float
     equal: int
     total: int
+    against: str = RELEASED
+    failure: str = ""  # the exception that ended the case
 
     @property
     def passed(self) -> bool:
@@ -33,6 +39,8 @@ class Row:
 
     @property
     def reached(self) -> str:
+        if self.failure:
+            return self.failure
         return f"{self.error:.1e}" if self.tolerance else f"{self.equal:,} of {self.total:,} equal"
 
 
@@ -47,19 +55,25 @@ class Case:
     tolerance: float
     check: Callable[[Golden], Pairs]
     relative: bool = False
+    against: str = RELEASED
 
     def __str__(self) -> str:
         return f"{self.part}: {self.name}"
 
     def run(self, golden: Golden = GOLDEN) -> Row:
-        """Raises `ParityError` where a reference file is missing."""
+        """Raises `ParityError` where a reference file is missing, and whatever the check raises."""
         pairs = list(self.check(golden))
         error, equal = 0.0, 0
         if self.tolerance:
             error = max((_distance(found, wanted, self.relative) for found, wanted in pairs), default=math.inf)
         else:
             equal = sum(found == wanted for found, wanted in pairs)
-        return Row(self.part, self.name, self.compared, self.tolerance, error, equal, len(pairs))
+        return Row(self.part, self.name, self.compared, self.tolerance, error, equal, len(pairs), self.against)
+
+    def failed(self, error: Exception) -> Row:
+        """The row of a case that ended with an exception."""
+        name = f"{type(error).__name__}: {error}".splitlines()[0]
+        return Row(self.part, self.name, self.compared, self.tolerance, math.inf, 0, 0, self.against, name)
 
 
 def each(found: Iterable[Any] | Tensor, wanted: Iterable[Any] | Tensor) -> Iterator[tuple[Any, Any]]:

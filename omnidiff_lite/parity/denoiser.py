@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from omnidiff_lite.backbone import PADDING, Denoiser
-from omnidiff_lite.diffusion.decoding import DecodingConfig, decode
+from omnidiff_lite.diffusion.decoding import DecodeResult, DecodingConfig, decode
 from omnidiff_lite.diffusion.loss import masked_cross_entropy
 from omnidiff_lite.parity.compare import Case, Pairs
 from omnidiff_lite.parity.golden import GOLDEN, Golden
@@ -107,10 +107,13 @@ def packed_gradients(golden: Golden) -> Pairs:
 @torch.no_grad()
 def packed_segments(golden: Golden) -> Pairs:
     """The kit's own packing: the same for segments 1 and 2; the third one sees the tail pads as released, not here."""
+    yield own_packed_logits(golden)[:, :25], forward_case("packed", golden)["logits"][:, :25]
+
+
+def own_packed_logits(golden: Golden = GOLDEN) -> Tensor:
     case = forward_case("packed", golden)
     segment = (case["position_ids"] == 0).cumsum(-1).masked_fill(case["attention_mask"] == 0, PADDING)
-    logits = released_denoiser(golden)(case["input_ids"], position_ids=case["position_ids"], segment_ids=segment).logits
-    yield logits[:, :25], case["logits"][:, :25]
+    return released_denoiser(golden)(case["input_ids"], position_ids=case["position_ids"], segment_ids=segment).logits
 
 
 def speech_adapter(golden: Golden) -> Pairs:
@@ -147,16 +150,20 @@ def sample_case(name: str, golden: Golden = GOLDEN) -> tuple[dict[str, Any], Dec
 
 
 def canvases(name: str, golden: Golden) -> Pairs:
-    """The canvas after each step, then the answer, then how many tokens the kit's trace says were decided."""
-    call, config, recorded = sample_case(name, golden)
-    prompt = recorded["prompt_ids"]
-    result = decode(_sharper(released_denoiser(golden), call.get("lm_head_scale", 1)), prompt, config)
+    """The canvas after each step, then the answer."""
+    recorded = sample_case(name, golden)[-1]
+    prompt, result = recorded["prompt_ids"], decoded(name, golden)
     histories = recorded["histories"][:, prompt.shape[1]:].tolist()
     found = [canvas[0].tolist() for canvas in result.history]
     for step in range(max(len(found), len(histories))):
         yield found[step] if step < len(found) else None, histories[step] if step < len(histories) else None
     yield result.ids.tolist(), recorded["final"][:, prompt.shape[1]:].tolist()
-    yield int((result.decided >= 0).sum()), int((result.ids != MASK).sum()) - len(config.prefill)
+
+
+def decoded(name: str, golden: Golden = GOLDEN) -> DecodeResult:
+    """The kit's answer to a recorded call."""
+    call, config, recorded = sample_case(name, golden)
+    return decode(_sharper(released_denoiser(golden), call.get("lm_head_scale", 1)), recorded["prompt_ids"], config)
 
 
 def _sharper(model: Denoiser, scale: float) -> Denoiser:

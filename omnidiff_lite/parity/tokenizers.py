@@ -11,12 +11,12 @@ from omnidiff_lite.backbone import DenoiserConfig, SpeechAdapter
 from omnidiff_lite.config import (
     FlowConfig, ImageTokenizerConfig, SpeechDecoderConfig, SpeechEncoderConfig, SpeechTokenizerConfig, VocoderConfig)
 from omnidiff_lite.media import Waveform
-from omnidiff_lite.parity.compare import Case, Pairs, each
+from omnidiff_lite.parity.compare import OWN, Case, Pairs, each
 from omnidiff_lite.parity.golden import GOLDEN, Golden
 from omnidiff_lite.tokenizers.flow import Flow, cosine_time
 from omnidiff_lite.tokenizers.image import ImageTokenizer
 from omnidiff_lite.tokenizers.mel import frame_count
-from omnidiff_lite.tokenizers.speech_encoder import SpeechEncoder, sinusoid
+from omnidiff_lite.tokenizers.speech_encoder import QUERIES, SpeechEncoder, sinusoid
 from omnidiff_lite.tokenizers.speech_features import fbank, stack_frames
 from omnidiff_lite.tokenizers.speech_tokenizer import SpeechTokenizer
 from omnidiff_lite.tokenizers.vocoder import HiFT, voiced
@@ -107,12 +107,19 @@ def encoded(name: str, what: str, golden: Golden) -> Pairs:
     """Two recordings of 9 and 14 frames in one padded batch; 4 query frames stand in front of each."""
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[name]
     case, encoder = golden.tensors("sensevoice_tiny", "short."), speech_encoder(golden, dtype)
-    lengths = case[f"{name}.encoder_lengths"].tolist()
+    lengths = (case["feature_lengths"] + len(QUERIES)).tolist()
     rows = encoder(case["features"], case["feature_lengths"])
     if what == "projected":
         rows = _adapter(golden, dtype)(rows)
     for row, wanted, length in zip(rows, case[f"{name}.{what}"], lengths):
         yield row[:length], wanted[:length]
+
+
+def encoded_lengths(golden: Golden) -> Pairs:
+    """How many rows `forward` says are valid."""
+    case = golden.tensors("sensevoice_tiny", "short.")
+    for name in ("f32", "bf16"):
+        yield from each(case["feature_lengths"] + len(QUERIES), case[f"{name}.encoder_lengths"])
 
 
 def _adapter(golden: Golden, dtype: torch.dtype) -> SpeechAdapter:
@@ -221,6 +228,7 @@ CASES = (
     Case("front end", "0.73 s and 25 ms", "stacked frames", 0, partial(front_end, "lfr")),
     Case("front end", "0.73 s and 25 ms", "normalised features", 2e-3, partial(front_end, "features")),
     Case("positions", "304 rows", "sinusoids", 1e-6, positions),
+    Case("speech lengths", "9 and 14 frames", "rows of the output", 0, encoded_lengths),
     Case("SenseVoice", "9 and 14 frames, float32", "encoder output", 1e-4, partial(encoded, "f32", "encoder_out")),
     Case("SenseVoice", "9 and 14 frames, float32", "projected", 1e-4, partial(encoded, "f32", "projected")),
     Case("SenseVoice", "9 and 14 frames, bfloat16", "encoder output", 0.1, partial(encoded, "bf16", "encoder_out")),
@@ -232,7 +240,7 @@ CASES = (
     Case("flow", "27 tokens", "encoder, mu, speaker", 1e-4, flow_conditions),
     Case("flow", "27 tokens", "velocity at t = 0.3", 1e-4, flow_velocity),
     Case("flow", "27 tokens", "mel after 10 guided steps", 2e-3, flow_mel),
-    Case("flow", "27 tokens, 60 frames known", "mel, against own loop", 2e-3, flow_prompted),
+    Case("flow", "27 tokens, 60 frames known", "mel", 2e-3, flow_prompted, against=OWN),
     Case("HiFT", "40 frames", "pitch, Hz", 1e-3, pitch),
     Case("HiFT", "40 frames", "voicing", 0, voicing),
     Case("HiFT", "40 frames", "wave", 1e-4, wave))

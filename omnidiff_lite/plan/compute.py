@@ -38,8 +38,11 @@ class Flops:
         return self.training + self.layers + self.attention - self.down
 
 
-def flops(config: DenoiserConfig, rows: float, length: int, scored: float, frames: float = 0) -> Flops:
+def flops(config: DenoiserConfig, rows: float, length: int, scored: float, frames: float = 0,
+          ids: int | None = None) -> Flops:
     """A forward pass over `rows` packed rows of `length` tokens, with `scored` positions and speech `frames` in all.
+
+    `ids`: how many the head projects on; None: all V of the vocabulary.
 
     2 T n (2 H A + 2 H K + 3 H F) for the matrices of n layers, 4 T L n A for attention over whole rows (every position
     meets every other, and the kernels compute what the packing mask then hides), 2 M H V for the head at the M scored
@@ -51,7 +54,7 @@ def flops(config: DenoiserConfig, rows: float, length: int, scored: float, frame
     tokens, layers = rows * length, config.num_hidden_layers
     matrices = 2 * hidden * attention + 2 * hidden * keys + 3 * hidden * config.intermediate_size
     return Flops(layers=2 * tokens * layers * matrices, attention=4 * tokens * length * layers * attention,
-                 head=2 * scored * hidden * config.vocab_size,
+                 head=2 * scored * hidden * (config.vocab_size if ids is None else ids),
                  adapter=2 * frames * (config.speech_dim * hidden + hidden**2),
                  down=2 * tokens * layers * hidden * config.intermediate_size)
 

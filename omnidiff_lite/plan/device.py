@@ -1,15 +1,13 @@
-"""What a device can do at most, measured: bytes moved and multiplications a second; and the memory that work takes."""
+"""What a device can do at most, measured: bytes moved and multiplications a second."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from omnidiff_lite.evaluation.statistics import Estimate, median_interval
+from omnidiff_lite.measure import seconds_of
 from omnidiff_lite.plan.parts import PlanError
 
 
@@ -37,23 +35,6 @@ def _free_bytes(device: torch.device) -> int:
 def device_name(device: torch.device) -> str:
     """Of a GPU its model; of the CPU how many threads torch uses."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, threads: {torch.get_num_threads()}"
-
-
-def seconds_of(work: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
-    """Wall-clock seconds of each repeat. On a GPU from idle to idle: its queue is drained before and after."""
-    found = []
-    for _ in range(repeats):
-        _drain(device)
-        start = time.perf_counter()
-        work()
-        _drain(device)
-        found.append(time.perf_counter() - start)
-    return found
-
-
-def _drain(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 @dataclass(frozen=True)
@@ -91,36 +72,3 @@ def measure_rates(device: torch.device, dtype: torch.dtype, repeats: int = 5) ->
     rate = {work: median_interval([amount / s for s in seconds_of(work, device, repeats)])
             for work, amount in ((copy, moved), (multiply, 2 * side**3 * times))}
     return Rates(rate[copy], rate[multiply])
-
-
-class PeakMemory:
-    """`peak`: the most bytes held while the block runs. On a GPU what torch's allocator gave out; on the CPU the
-    process's resident memory, looked at every 10 ms, which counts the interpreter and its libraries too."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.peak = device, 0
-
-    def __enter__(self) -> PeakMemory:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            self._done = threading.Event()
-            self._thread = threading.Thread(target=self._watch, daemon=True)
-            self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.device.type == "cuda":
-            self.peak = torch.cuda.max_memory_allocated(self.device)
-        else:
-            self._done.set()
-            self._thread.join()
-
-    def _watch(self) -> None:
-        import psutil
-
-        process = psutil.Process()
-        while True:
-            self.peak = max(self.peak, process.memory_info().rss)
-            if self._done.wait(0.01):
-                return

@@ -19,22 +19,25 @@ class DecodingWork:
 
 
 def decoding_work(config: DenoiserConfig, prompt: int, length: int, steps: int, unconditional: int | None = None,
-                  number_bytes: int = 2) -> DecodingWork:
+                  number_bytes: int = 2, allowed: int | None = None) -> DecodingWork:
     """An answer of `length` masks after `prompt` tokens in `steps` steps, one sequence at a time.
 
     Each step reads every weight once but the embedding, of which it needs single rows, and the speech adapter; passes
-    prompt and answer through the layers; and projects the positions still masked on all ids. With guidance the
+    prompt and answer through the layers; and projects the positions still masked on the `allowed` ids (how many; None:
+    on all), whose rows of the head it needs. With guidance the
     `unconditional` prompt and the answer pass through too, in the same reading of the weights. Left out: activations,
     logits, filters and sampling. `number_bytes`: of a weight.
     """
     count = denoiser_parameters(config)
     table = config.vocab_size * config.hidden_size
     adapter = config.speech_dim * config.hidden_size + config.hidden_size**2 + 2 * config.speech_dim
-    read = (count.total - table - adapter) * number_bytes
+    ids = config.vocab_size if allowed is None else allowed
+    idle = table + adapter + (config.vocab_size - ids) * config.hidden_size
+    read = (count.total - idle) * number_bytes
     total, left = 0.0, length
     sequences = [prompt + length] + ([] if unconditional is None else [unconditional + length])
     schedule = plan(length, length, steps)
     for step in schedule:
-        total += sum(flops(config, 1, tokens, left).forward for tokens in sequences)
+        total += sum(flops(config, 1, tokens, left, ids=ids).forward for tokens in sequences)
         left -= min(step.count(left), left)
     return DecodingWork(read * len(schedule), total)

@@ -12,21 +12,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from omnidiff_lite.backbone import Denoiser
-from omnidiff_lite.config import Preset
+from omnidiff_lite.config import Preset, load_preset
 from omnidiff_lite.diffusion.decoding import DecodingConfig, decode
 from omnidiff_lite.evaluation.records import Record, measured, paper_records, with_provenance
 from omnidiff_lite.evaluation.statistics import Estimate, median_interval
+from omnidiff_lite.measure import PeakMemory, seconds_of
 from omnidiff_lite.pipeline.settings import AnswerLengths
 from omnidiff_lite.plan.data import ASSUMED, CODE_RATE, FRAME_RATE, QUERY_FRAMES
-from omnidiff_lite.plan.device import PeakMemory, Rates, device_name, device_of, measure_rates, seconds_of
+from omnidiff_lite.plan.device import Rates, device_name, device_of, measure_rates
 from omnidiff_lite.plan.floor import DecodingWork, decoding_work
 from omnidiff_lite.plan.memory import GIB
 from omnidiff_lite.plan.parts import PlanError, denoiser_config, denoiser_parameters, vocabulary_of
@@ -36,6 +38,9 @@ from omnidiff_lite.tokenizers.speech_decoder import SpeechDecoder
 from omnidiff_lite.vocabulary import Vocabulary
 
 TABLE = "bench"
+MIDDLE = "middle"  # 167 M parameters: half a minute on two CPU cores
+MIDDLE_SIZES = {f"denoiser.{name}": size for name, size in {
+    "hidden_size": 1024, "intermediate_size": 3072, "layers": 12, "heads": 16, "kv_heads": 4}.items()}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -54,6 +59,19 @@ class Job:
     def unconditional(self) -> int | None:
         """Tokens of guidance's other prompt; None without guidance."""
         return len(self.decoding.guidance_prompt_ids) if self.decoding.guided() else None
+
+
+def timing_size(name: str, overrides: Mapping[str, Any] = {}) -> tuple[Preset, dict[str, Any]]:
+    """What to time, and what else to tell `bench`: a preset, or "middle", between `gpu` and `full`, with few steps."""
+    if name != MIDDLE:
+        return load_preset(name, dict(overrides)), {}
+    preset = load_preset("gpu", MIDDLE_SIZES | dict(overrides))
+    return replace(preset, name=MIDDLE), {"steps": (4, 2), "ratios": (0.125,)}
+
+
+def bench_name(size: str, device: str | torch.device, dtype: str, compiled: bool = False) -> str:
+    """"bench_full_cuda_bfloat16": the name of the file of records, so that another timing leaves it alone."""
+    return "_".join([TABLE, size, torch.device(device).type, dtype, *["compiled"] * compiled])
 
 
 def bench(preset: Preset, device: str | torch.device = "cpu", dtype: str = "bfloat16", *,
@@ -89,7 +107,7 @@ def bench(preset: Preset, device: str | torch.device = "cpu", dtype: str = "bflo
     records = _rate_records(f"{label}: device", rates, seed)
     for job in _jobs(preset, device, tasks, steps, ratios, image_tokens, text_tokens):
         floor = decoding_work(config, job.prompt, job.decoding.length, job.decoding.step_count(job.decoding.length),
-                              job.unconditional, number_bytes)
+                              job.unconditional, number_bytes, len(job.decoding.allowed_ids))
         columns = time_job(denoiser, job, repeats, seed) | _floor_seconds(floor, rates)
         records += measured(TABLE, f"{label}: {job.name}", seed, columns)
     return with_provenance(records, provenance(

@@ -12,7 +12,8 @@ from omnidiff_lite.backbone import Denoiser
 from omnidiff_lite.config import Preset
 from omnidiff_lite.data.packing import PackedRow
 from omnidiff_lite.plan.compute import flops
-from omnidiff_lite.plan.device import device_name, measure_rates, seconds_of
+from omnidiff_lite.measure import seconds_of
+from omnidiff_lite.plan.device import device_name, measure_rates
 from omnidiff_lite.training.batches import choose_scored, collate
 from omnidiff_lite.training.step import AnswerLoss
 from omnidiff_lite.training.trainer import prepared
@@ -20,7 +21,7 @@ from omnidiff_lite.training.trainer import prepared
 
 @dataclass(frozen=True)
 class TrainingSpeed:
-    """Medians of the steps of one run; times in seconds a step."""
+    """Medians over the `steps` of one run, of the bare pass over `repeats`; times in seconds a step."""
 
     tokens_per_second: float  # of samples; padding is not counted
     step: float
@@ -29,33 +30,45 @@ class TrainingSpeed:
     flops: float  # of forward and backward
     peak: float  # FLOP a second of a large matrix product in the run's precision, measured here
     device: str
+    steps: int
+    repeats: int
 
     def table(self) -> pd.DataFrame:
-        """Where a step's time goes: columns part, milliseconds, share of the step."""
+        """Where a step's time goes: columns part, milliseconds, share of the step. A bare pass that is slower now than
+        the run was leaves 0 for the rest."""
         parts = {"data": self.data, "forward and backward": self.bare,
-                 "update, log, unlike batches": self.step - self.data - self.bare, "step": self.step}
+                 "update, log, unlike batches": max(0.0, self.step - self.data - self.bare), "step": self.step}
         return pd.DataFrame([{"part": part, "ms": round(1e3 * seconds, 1), "share": f"{seconds / self.step:.0%}"}
                              for part, seconds in parts.items()])
 
     def __str__(self) -> str:
         return (f"{self.tokens_per_second:.0f} tokens/s on {self.device}; {self.bare / self.step:.0%} of the bare pass; "
                 f"{self.flops / self.step / 1e9:.0f} GFLOP/s, {self.flops / self.step / self.peak:.0%} of a large "
-                f"matrix product's {self.peak / 1e9:.0f}")
+                f"matrix product's {self.peak / 1e9:.0f}; "
+                f"medians of {self.steps} steps, of the bare pass {self.repeats}")
 
 
 def training_speed(preset: Preset, denoiser: Denoiser, rows: Sequence[PackedRow], tasks: Sequence[str],
                    log: pd.DataFrame, repeats: int = 9) -> TrainingSpeed:
     """Measure the bare pass on `rows`, one step's own, beside the steps of `log` (a stage's log.csv).
 
+    As in training, `training.micro_rows` rows go through at a time, and their gradients add up.
     The same model, precision and compilation as in training, on this machine now: compare with a log of the same
     machine at rest. The denoiser's gradients are dropped and its weights left alone.
     """
     config, device = preset.training, denoiser.device
     scored = [choose_scored(row, config, denoiser.config, (0, number)) for number, row in enumerate(rows)]
-    batch = collate(rows, scored, tasks, denoiser.config).to(device)
+    size = config.micro_rows or len(rows)
+    batches = [collate(rows[i:i + size], scored[i:i + size], tasks, denoiser.config).to(device)
+               for i in range(0, len(rows), size)]
     module = AnswerLoss(denoiser, config.precision)
+
+    def bare_pass() -> None:
+        for batch in batches:
+            module(batch).sum().backward()
+
     with prepared(denoiser, config):
-        passes = seconds_of(lambda: module(batch).mean().backward(), device, repeats + 2)[2:]
+        passes = seconds_of(bare_pass, device, repeats + 2)[2:]  # the first two warm up
     denoiser.zero_grad(set_to_none=True)
     work = flops(denoiser.config, len(rows), config.length, float(sum(s.sum() for s in scored)),
                  sum(len(row.frames) for row in rows))
@@ -63,4 +76,4 @@ def training_speed(preset: Preset, denoiser: Denoiser, rows: Sequence[PackedRow]
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     return TrainingSpeed(float(log["tokens_per_second"].median()), float(seconds), float(log["data_seconds"].median()),
                          float(pd.Series(passes).median()), work.training, measure_rates(device, dtype).matmul.value,
-                         device_name(device))
+                         device_name(device), len(log), repeats)

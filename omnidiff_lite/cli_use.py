@@ -1,0 +1,141 @@
+"""Commands for a finished run: all notebooks at once, answers, scores, tables, the kit's own files."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from omnidiff_lite.cli_registry import arguments, command
+
+
+def _reproduce_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", default="smoke", help="smoke, cpu, gpu, or a .yaml file (default smoke)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", metavar="NN", help="only notebooks whose names begin so")
+    parser.add_argument("--force", action="store_true", help="run them even if they are up to date")
+    parser.add_argument("--publish", action="store_true", help="put what the executed notebooks show into notebooks/")
+
+
+@command("reproduce", "Run every notebook in order through papermill; skip what is up to date.",
+         "omnidiff reproduce --preset smoke --only 07 --force")
+@arguments(_reproduce_arguments)
+def _reproduce(options: argparse.Namespace) -> None:
+    from omnidiff_lite.reproduce import reproduce
+
+    reproduce(options.preset, options.seed, options.only, options.force, options.publish)
+
+
+def _generate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text", help="a text input")
+    parser.add_argument("--speech", type=Path, help="a recording: WAV, FLAC, OGG, MP3; 0.1 to 30 s")
+    parser.add_argument("--image", type=Path, help="a picture of any size and mode")
+    parser.add_argument("--to", default="text", help="text, speech, image, or several: text,speech (default text)")
+    parser.add_argument("--task", help="name the task instead of inferring it from inputs and outputs")
+    parser.add_argument("--checkpoint", help="a system: directory, system.yaml or hub id (default: under results/)")
+    parser.add_argument("--dtype", default="float32", help="of the denoiser: float32, bfloat16 or auto (as stored)")
+    parser.add_argument("--style", choices=("paper", "released"), help="of decoding (default: the system's own)")
+    parser.add_argument("--steps", type=int, help="decoding steps (default: the task's own)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("answer"), help="folder to write into (default answer/)")
+
+
+@command("generate", "Answer any set of text, speech and image in any set of text, speech and image.",
+         "omnidiff generate --image photo.jpg --speech question.flac --to text,speech --out answer/")
+@arguments(_generate_arguments)
+def _generate(options: argparse.Namespace) -> None:
+    import transformers
+
+    from omnidiff_lite.media import Image, Speech, Text
+    from omnidiff_lite.pipeline import OmniDiffusion, default_checkpoint
+
+    transformers.logging.disable_progress_bar()
+    given = [(Text, options.text), (Speech, options.speech), (Image, options.image)]
+    inputs = [kind(value) for kind, value in given if value is not None]
+    if not inputs:
+        raise ValueError("no input: give --text, --speech or --image")
+    for part in inputs[bool(options.text is not None):]:
+        part.load()  # a bad file is told before the model is loaded
+    model = OmniDiffusion.from_pretrained(options.checkpoint or default_checkpoint(), dtype=options.dtype)
+    chosen = {"steps": options.steps, "style": options.style}
+    decoding = {key: value for key, value in chosen.items() if value is not None}
+    answer = model.generate(inputs, to=options.to.split(","), task=options.task, decoding=decoding, seed=options.seed)
+    for line in answer.save(options.out):
+        print(line)
+    print(model.world_note or "done")
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", nargs="?", help="the released files of one part: a directory or hub id")
+    parser.add_argument("--part", help="which part: denoiser, text_tokenizer, image_tokenizer, speech_encoder, "
+                        "speech_tokenizer or speech_decoder")
+    parser.add_argument("--system", help="all parts at once: a system.yaml, or a directory with them side by side")
+    parser.add_argument("--dtype", help="of the written weights: float32, bfloat16 or float16 (default: the denoiser's "
+                        "as stored, the others' float32)")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+
+
+@command("convert", "Write released files (.pt, .bin, safetensors) in the kit's layout.",
+         "omnidiff convert glm-4-voice-decoder/ --part speech_decoder --out system/speech_decoder")
+@arguments(_convert_arguments)
+def _convert(options: argparse.Namespace) -> None:
+    if (options.source is None) == (options.system is None) or (options.source is None) != (options.part is None):
+        raise ValueError("give either a source with --part, or --system")
+    from omnidiff_lite.pipeline.convert import convert_part, convert_system
+    from omnidiff_lite.pipeline.loading import dtype_of
+
+    dtype = dtype_of(options.dtype) if options.dtype else None
+    if options.system is not None:
+        print(convert_system(options.system, options.out, dtype))
+    else:
+        print(convert_part(options.part, options.source, options.out, dtype))
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", choices=("asr", "tts", "captioning", "t2i", "s2i", "text_qa", "vqa", "sqa", "svqa"))
+    parser.add_argument("--preset", default="smoke", help="whose checkpoint and judges (default smoke)")
+    parser.add_argument("--data", type=Path, help="a jsonl file of yours, in place of the world's test split")
+    parser.add_argument("--items", type=int, default=0, help="how many (default: the preset's, or the whole file)")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+@command("evaluate", "Score a checkpoint on one task, with intervals.", "omnidiff evaluate asr --items 20")
+@arguments(_evaluate_arguments)
+def _evaluate(options: argparse.Namespace) -> None:
+    from omnidiff_lite.artifacts import Artifacts
+    from omnidiff_lite.config import load_preset
+    from omnidiff_lite.data.jsonl import read_samples
+    from omnidiff_lite.evaluation.suite import evaluate_task, finished_system
+    from omnidiff_lite.evaluation.tables import comparison, to_markdown
+    from omnidiff_lite.world.dataset import samples
+
+    preset = load_preset(options.preset)
+    model, judges = finished_system(preset, Artifacts.of(preset.name))
+    if options.data:
+        items = read_samples(options.data)[:options.items or None]
+    else:
+        items = samples(options.task, "test", options.items or preset.evaluation.items, options.seed, preset.world)
+    print(to_markdown(comparison(evaluate_task(options.task, model, judges, items, preset, options.seed))))
+
+
+def _table_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("table", choices=[*sorted(TABLES), "aims"], help="a table of the paper, or what was aimed at")
+    parser.add_argument("--preset", default="smoke")
+
+
+TABLES = {"1": "07_table1_speech", "2": "08_table2_vision", "3": "09_table3_sampling"}
+
+
+@command("table", "Print a table from the records of a run.", "omnidiff table 1 --preset smoke")
+@arguments(_table_arguments)
+def _table(options: argparse.Namespace) -> None:
+    from omnidiff_lite.artifacts import Artifacts
+    from omnidiff_lite.config import load_preset
+
+    artifacts = Artifacts.of(load_preset(options.preset).name)
+    if options.table == "aims":
+        from omnidiff_lite.evaluation.aims import aims_markdown, aims_table
+
+        print(aims_markdown(aims_table(artifacts)), end="")
+        return
+    notebook = TABLES[options.table]
+    print(artifacts.require(artifacts.tables / f"{notebook[3:]}.md", notebook).read_text(), end="")

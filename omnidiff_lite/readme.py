@@ -1,0 +1,73 @@
+"""The measured parts of the README, written from the committed results; `omnidiff reproduce --publish` calls `update`.
+
+A part stands between `<!-- name: ... -->` and `<!-- end -->`. What stands there is the kit's to write; the rest is not.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from omnidiff_lite.artifacts import CLONE, Artifacts
+from omnidiff_lite.evaluation.aims import aims_markdown, aims_table
+from omnidiff_lite.evaluation.records import read_records
+
+PRESETS = ("smoke", "cpu")  # whose results are in the clone
+
+
+def update(readme: Path = CLONE / "README.md", root: Path = CLONE / "results") -> None:
+    """Write every measured part anew. Raises `ValueError` for a part that the kit cannot write."""
+    text = readme.read_text()
+    for name in re.findall(r"<!-- (\w+): written by the kit -->", text):
+        if name not in PARTS:
+            raise ValueError(f"{readme.name} has a part {name!r}; the kit writes {', '.join(PARTS)}")
+        text = re.sub(rf"(?s)(<!-- {name}: .*? -->\n)(.*?)(<!-- end -->)",
+                      lambda found: found[1] + PARTS[name](found[2], root) + found[3], text)
+    readme.write_text(text)
+
+
+def notebooks_table(written: str, root: Path) -> str:
+    """A line a notebook, with minutes and peak memory at each preset. What it is about stays as `written`."""
+    roads = {preset: _road(root, preset) for preset in PRESETS}
+    lines = []
+    for line in written.splitlines():
+        name = re.search(r"\(notebooks/(\w+)\.ipynb\)", line)
+        if name:
+            lines.append(" | ".join([*line.split(" | ")[:2], *(_cells(roads[p].get(name[1])) for p in PRESETS)]) + " |")
+        elif line.startswith("| all"):
+            lines.append(" | ".join(["| all", "", *(_total(roads[p]) for p in PRESETS)]) + " |")
+        else:
+            lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def _road(root: Path, preset: str) -> dict[str, dict[str, float]]:
+    path = root / preset / "road.json"
+    return {row["notebook"]: row for row in json.loads(path.read_text())} if path.exists() else {}
+
+
+def _cells(row: dict[str, float] | None) -> str:
+    return f"{row['minutes']:.1f} | {row['peak_gib']:.1f}" if row else "- | -"
+
+
+def _total(rows: dict[str, dict[str, float]]) -> str:
+    if not rows:
+        return "- | -"
+    return f"{sum(r['minutes'] for r in rows.values()):.1f} | {max(r['peak_gib'] for r in rows.values()):.1f}"
+
+
+def hardware(written: str, root: Path) -> str:
+    """The machines of the committed runs."""
+    found = {preset: read_records(root / preset / "metrics") for preset in PRESETS if (root / preset).exists()}
+    named = [f"`{preset}`: {records[0].provenance['hardware']}" for preset, records in found.items() if records]
+    return f"Minutes and GiB of memory, as measured ({'; '.join(named)}).\n"
+
+
+def aims(written: str, root: Path) -> str:
+    """What the `cpu` preset set itself, and what its committed run reached."""
+    return aims_markdown(aims_table(Artifacts.of("cpu", root)))
+
+
+PARTS: dict[str, Callable[[str, Path], str]] = {"notebooks": notebooks_table, "hardware": hardware, "aims": aims}
