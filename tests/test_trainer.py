@@ -159,12 +159,19 @@ def test_tensorboard_holds_the_same_losses(tmp_path):
 
 # --- it resumes -----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("settings", [{"precision": "fp32"}, {"precision": "bf16"}, {"optimizer": "muon"}], ids=str)
+@pytest.mark.parametrize("settings", [{"precision": "fp32"}, {"precision": "bf16"}, {"optimizer": "muon"},
+                                      {"compile": True}], ids=str)
 def test_stop_and_resume_equals_a_straight_run(tmp_path, settings):
     preset = toys.preset(**{f"training__{key}": value for key, value in settings.items()})
     whole = run(tmp_path / "whole", preset=preset)
     run(tmp_path / "parts", preset=preset, stop_after=3)
     assert_same(run(tmp_path / "parts", preset=preset), whole)
+
+
+def test_without_a_compiler_training_goes_on_uncompiled(tmp_path, straight, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.warns(UserWarning, match="no C.. compiler .g.. or clang...*goes on without"):
+        assert_same(run(tmp_path, preset=toys.preset(training__compile=True)), straight)
 
 
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, straight):

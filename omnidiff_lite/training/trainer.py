@@ -13,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import os
+import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -195,15 +197,25 @@ def prepared(denoiser: Denoiser, config: TrainingConfig) -> Iterator[None]:
     Afterwards the denoiser is in eval mode and runs as before, at any length.
     """
     denoiser.train()
+    compiled = config.compile and _compiler_found()
     if config.recompute:
         denoiser.gradient_checkpointing_enable({"use_reentrant": False})
-    if config.compile:
+    if compiled:
         denoiser.model.forward = torch.compile(denoiser.model.forward)
     try:
         yield
     finally:
-        if config.compile:
+        if compiled:
             del denoiser.model.forward
         if config.recompute:
             denoiser.gradient_checkpointing_disable()
         denoiser.eval()
+
+
+def _compiler_found() -> bool:
+    """Whether there is a C++ compiler, without which torch.compile stops at the first step."""
+    found = any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))
+    if not found:
+        warnings.warn("training.compile: no C++ compiler (g++ or clang++) on this machine; training goes on without, "
+                      "and takes longer", stacklevel=4)
+    return found
