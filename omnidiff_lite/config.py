@@ -43,6 +43,7 @@ class WorldConfig:
     jitter: float = 0.1  # displacement from the lattice point, in cells
     train_voices: int = 24
     max_seconds: float = 6.0  # longest utterance kept
+    short_share: float = 0.5  # of the sentences spoken in training: one to three words in any order
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -156,6 +156,18 @@ def test_no_sentence_that_is_tested_has_been_trained_on():
 def test_sentences_vary():
     drawn = [sample_sentence(stream("test", i), CONFIG, "train") for i in range(400)]
     assert len(set(drawn)) > 330 and len({len(text.split()) for text in drawn}) > 10
+
+
+def test_half_of_what_is_spoken_in_training_is_one_to_three_words():
+    """Words are learnt from these; sentences are what is tested."""
+    def short(split, share=None):
+        config = CONFIG if share is None else replace(CONFIG, short_share=share)
+        drawn = [sample_sentence(stream("short", split, i), config, split) for i in range(400)]
+        return sum(len(text.split()) <= 3 for text in drawn) / len(drawn)
+
+    assert short("train") > short("train", 0.0) + 0.35
+    assert short("train", 1.0) > 0.8, "but for those with words like twenty one"
+    assert short("test") == short("test", 0.0) < 0.2
 
 
 def test_pictures_with_and_without_charts():
