@@ -10,11 +10,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from omnidiff_lite.artifacts import CLONE, Artifacts
-from omnidiff_lite.evaluation.aims import aims_markdown, aims_table
+from omnidiff_lite.artifacts import CLONE
 from omnidiff_lite.evaluation.records import read_records
 
-PRESETS = ("smoke", "cpu")  # whose results are in the clone
+PRESETS = ("smoke",)  # whose results are in the clone
 
 
 def update(readme: Path = CLONE / "README.md", root: Path = CLONE / "results") -> None:
@@ -65,9 +64,4 @@ def hardware(written: str, root: Path) -> str:
     return f"Minutes and GiB of memory, as measured ({'; '.join(named)}).\n"
 
 
-def aims(written: str, root: Path) -> str:
-    """What the `cpu` preset set itself, and what its committed run reached."""
-    return aims_markdown(aims_table(Artifacts.of("cpu", root)))
-
-
-PARTS: dict[str, Callable[[str, Path], str]] = {"notebooks": notebooks_table, "hardware": hardware, "aims": aims}
+PARTS: dict[str, Callable[[str, Path], str]] = {"notebooks": notebooks_table, "hardware": hardware}
