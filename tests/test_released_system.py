@@ -219,7 +219,7 @@ def test_without_statistics_only_speech_is_refused(folder, tmp_path):
 
 @pytest.mark.parametrize("yaml, error, words", [
     ("denoizer: x", ConfigError, "system.yaml: unknown key 'denoizer'; did you mean 'denoiser'"),
-    ("lengths: {texts: 3}", ConfigError, "unknown key 'lengths.texts'; did you mean 'text'"),
+    ("lengths: {spokn: 3}", ConfigError, "unknown key 'lengths.spokn'; did you mean 'spoken'"),
     ("decoding: original", ConfigError, "decoding: 'original' is none of 'paper', 'released'"),
     ("- denoiser", ConfigError, "system.yaml.*expected a section"),
     ("denoiser: [", ConfigError, "system.yaml"),
