@@ -31,6 +31,7 @@ class Budget:
     weight_decay: float = 0.0
     items: int = 1000  # training items drawn from the world
     precision: Literal["bf16", "fp32"] = "fp32"  # of the matrix products
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: of the inner matrices (the rest stays with AdamW)
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,7 @@ class StageConfig:
     rows: int = 128  # packed rows a step
     learning_rate: float = 1e-4
     warmup: float = 0.03
+    final: float = 0.0  # share of the learning rate that is left at the end of the cosine
     evenness: float = 0.0  # a token weighs 1 / answer length ** this: 0 all tokens alike (released), 1 all answers alike
     mix: dict[Task, float] = field(default_factory=dict)  # task -> share of the samples
 
@@ -199,12 +201,14 @@ class TrainingConfig:
     gamma: float = 0.6  # tail-pad masking ratio factor
     max_tail_pads: int = 16
     time: Literal["sequence", "token"] = "sequence"  # paper | released code
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: of the layers' matrices (the rest stays with AdamW)
+    schedule: Literal["linear", "cosine"] = "linear"  # share masked at time t: t (the paper), or sin(pi t / 2), more
+    optimizer: Literal["adamw", "muon"] = "adamw"  # as in `Budget`
     weight_decay: float = 0.0
     clip: float = 1.0
     precision: Literal["bf16", "fp32"] = "bf16"
     compile: bool = False
     recompute: bool = False  # activations anew in the backward pass, to save memory
+    processes: int = 1  # on a CPU; they share the rows of a step
     micro_rows: int = 0  # rows a forward pass, to save memory; 0 = all of a process at once
     checkpoint_every: int = 600
     samples: dict[Task, int] = field(default_factory=dict)  # task -> training samples

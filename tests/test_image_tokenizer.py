@@ -14,7 +14,7 @@ from torch import Tensor
 from omnidiff_lite.config import Budget, ConfigError, ImageTokenizerConfig
 from omnidiff_lite.parity.tokenizers import MAGVIT, image_tokenizer, image_weights
 from omnidiff_lite.tokenizers.image import ImageTokenizer, prepare, to_image
-from omnidiff_lite.training.image_tokenizer import (code_entropies, foreground_weights, reconstruction_report,
+from omnidiff_lite.training.image_tokenizer import (code_entropies, foreground_weights, reconstruction_report, steadiness,
                                                     train_image_tokenizer)
 from omnidiff_lite.weights import CheckpointError
 
@@ -199,12 +199,36 @@ def test_entropies_at_their_extremes(small: ImageTokenizer) -> None:
     assert [e.item() for e in code_entropies(undecided, vectors)] == pytest.approx([most, most], abs=1e-3)
 
 
+def test_a_token_of_no_weight_counts_in_no_entropy(small: ImageTokenizer) -> None:
+    z = torch.cat([20 * small.quantize.vectors(torch.zeros(1, 8, 8, dtype=torch.long)), torch.zeros(1, 6, 8, 8)])
+    weights = torch.stack([torch.full((1, 8, 8), share) for share in (3.0, 0.0)])
+    assert [e.item() for e in code_entropies(z, small.quantize.embedding, weights)] == pytest.approx([0, 0], abs=1e-3)
+
+
+def test_steadiness_is_for_codes_that_follow_the_content(small: ImageTokenizer) -> None:
+    """0 where z is the signs of each token's own pixels; much where z depends on the picture as a whole."""
+    factor, pixels = SMALL.factor, noise(4, 3, 4 * SMALL.factor, 4 * SMALL.factor)
+
+    def of_its_own(x: Tensor) -> Tensor:
+        return torch.nn.functional.avg_pool2d(x, factor)[:, :1].expand(-1, SMALL.code_bits, -1, -1).sign()
+
+    def of_the_whole(x: Tensor) -> Tensor:
+        return (x - x.roll(factor, 2).roll(factor, 3))[:, :1, ::factor, ::factor].expand(-1, SMALL.code_bits, -1, -1).sign()
+
+    steady = {}
+    for encode in (of_its_own, of_the_whole):
+        small.encoder.forward = encode
+        steady[encode] = steadiness(small, pixels, torch.Generator().manual_seed(0)).item()
+    assert steady[of_its_own] == 0 and steady[of_the_whole] > 0.1
+
+
 def test_training_improves_reconstruction() -> None:
     images = flat_pictures(16)
     before, _ = train_image_tokenizer(SMALL, images, Budget(steps=1, batch=8, learning_rate=1e-9), seed=0)
     after, history = train_image_tokenizer(SMALL, images, Budget(steps=150, batch=8, learning_rate=3e-3), seed=0)
     assert reconstruction_report(after, images)["psnr"] > reconstruction_report(before, images)["psnr"] + 3
-    assert {"step", "loss", "reconstruction", "commitment", "entropy_token", "entropy_batch"} <= set(history.columns)
+    assert {"step", "loss", "reconstruction", "commitment", "entropy_token", "entropy_batch",
+            "steadiness"} <= set(history.columns)
     assert len(history) == 150 and not after.training
 
 

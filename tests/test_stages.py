@@ -94,6 +94,21 @@ def test_of_two_processes_one_writes(tmp_path):
     assert {path.name for path in tmp_path.glob("* by *")} == {"denoiser by 0", "validation.csv by 0"}
 
 
+def test_two_processes_of_its_own_train_as_one_does(tmp_path, monkeypatch):
+    """`training.processes` on a CPU: the same samples and masks, the gradient of the whole step, one log."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    (_, alone), (denoiser, shared) = (run(1, None, tmp_path / str(n), {"training.processes": n}) for n in (1, 2))
+    assert shared["tokens"].tolist() == alone["tokens"].tolist()
+    assert shared["loss"].to_numpy() == pytest.approx(alone["loss"].to_numpy(), abs=1e-4)
+    assert not denoiser.training and (tmp_path / "2" / "stage1" / "validation.csv").exists()
+
+
+def test_a_failure_in_one_of_the_processes_is_the_run_s(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    with pytest.raises(Exception, match="3 rows a step do not divide among 2 processes"):
+        run(1, None, tmp_path, {"training.processes": 2, "training.stage1.rows": 3})
+
+
 def test_a_missing_start_or_number_of_samples_is_named(tmp_path):
     with pytest.raises(TrainingError, match="stage 2 starts from the denoiser of stage 1: give it"):
         run(2, None, tmp_path)

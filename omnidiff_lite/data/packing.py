@@ -119,7 +119,7 @@ class PackedStream:
 
     The stream goes in windows of about `WINDOW` draws. Each window takes every task's share of it from an endless
     sequence of that task's samples, reshuffled each epoch, so that no sample comes twice within an epoch; then it
-    shuffles the draws, packs them first-fit and shuffles the rows. Finding the window of a row takes the row counts of
+    packs them first-fit, long ones first, and shuffles the rows. Finding the window of a row takes the row counts of
     the windows before it: some 10 ms a window, once.
     """
 
@@ -166,8 +166,12 @@ class PackedStream:
                   for index in self._indices(task, int(window * WINDOW * share), int((window + 1) * WINDOW * share))]
         pads = draw_pads([self.data[task][index] for task, index in chosen], self.max_tail_pads, self.pad, rng)
         draws = [Draw(*chosen[i], pads[i]) for i in rng.permutation(len(chosen))]
-        packed = first_fit([len(self.data[d.task][d.index].ids) + d.pads for d in draws], self.length)
+        draws.sort(key=self._tokens, reverse=True)  # the long ones first leave the short ones to fill the gaps
+        packed = first_fit([self._tokens(draw) for draw in draws], self.length)
         return [[draws[i] for i in packed[row]] for row in rng.permutation(len(packed))]
+
+    def _tokens(self, draw: Draw) -> int:
+        return len(self.data[draw.task][draw.index].ids) + draw.pads
 
     def _indices(self, task: str, start: int, stop: int) -> list[int]:
         """Entries `start..stop-1` of a task's endless sequence: one permutation of its data after another."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, Sequence
 
 import torch
@@ -29,6 +30,17 @@ def sample_time(shape: Sequence[int] | Tensor, how: Literal["sequence", "token"]
         return _uniform((*size[:-1], 1), generator, device)
     segments = segment_ids.clamp_min(0)  # padding borrows the first segment's t; it is never masked
     return _uniform((len(segments), int(segments.max()) + 1), generator, segment_ids.device).gather(1, segments)
+
+
+def mask_rate(t: Tensor, schedule: Literal["linear", "cosine"] = "linear") -> Tensor:
+    """Share of the answer that is masked at time t, both in 0..1: t itself (the paper), or sin(pi t / 2).
+
+    "cosine" is MaskGIT's schedule (Chang et al., 2022, section 3.3): 64 % are masked on average, and nearly full masks,
+    from which decoding starts, come often.
+    """
+    if schedule not in ("linear", "cosine"):
+        raise ValueError(f"mask schedule {schedule!r} is none of 'linear', 'cosine'")
+    return t if schedule == "linear" else torch.sin(t * math.pi / 2)
 
 
 def corrupt(answer_ids: Tensor, is_pad: Tensor | bool, t: Tensor | float, gamma: float = 0.6,

@@ -15,6 +15,7 @@ from omnidiff_lite.plan.compute import flops
 from omnidiff_lite.measure import seconds_of
 from omnidiff_lite.plan.device import device_name, measure_rates
 from omnidiff_lite.training.batches import choose_scored, collate
+from omnidiff_lite.training.processes import threads, usable
 from omnidiff_lite.training.step import AnswerLoss
 from omnidiff_lite.training.trainer import prepared
 
@@ -52,11 +53,13 @@ def training_speed(preset: Preset, denoiser: Denoiser, rows: Sequence[PackedRow]
                    log: pd.DataFrame, repeats: int = 9) -> TrainingSpeed:
     """Measure the bare pass on `rows`, one step's own, beside the steps of `log` (a stage's log.csv).
 
-    As in training, `training.micro_rows` rows go through at a time, and their gradients add up.
-    The same model, precision and compilation as in training, on this machine now: compare with a log of the same
+    As in training, `training.micro_rows` rows go through at a time, and their gradients add up. Where several processes
+    share a CPU, the bare pass is one process's share of the rows on its share of the threads, the others at rest, and
+    the peak is that of its threads times the processes. The same model, precision and compilation as in training, on this machine now: compare with a log of the same
     machine at rest. The denoiser's gradients are dropped and its weights left alone.
     """
-    config, device = preset.training, denoiser.device
+    config, device, processes = preset.training, denoiser.device, usable(preset.training.processes)
+    rows = rows[::processes]
     scored = [choose_scored(row, config, denoiser.config, (0, number)) for number, row in enumerate(rows)]
     size = config.micro_rows or len(rows)
     batches = [collate(rows[i:i + size], scored[i:i + size], tasks, denoiser.config).to(device)
@@ -67,13 +70,14 @@ def training_speed(preset: Preset, denoiser: Denoiser, rows: Sequence[PackedRow]
         for batch in batches:
             module(batch).sum().backward()
 
-    with prepared(denoiser, config):
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    with prepared(denoiser, config), threads(max(1, torch.get_num_threads() // processes)):
         passes = seconds_of(bare_pass, device, repeats + 2)[2:]  # the first two warm up
+        peak = measure_rates(device, dtype).matmul.value * processes
     denoiser.zero_grad(set_to_none=True)
     work = flops(denoiser.config, len(rows), config.length, float(sum(s.sum() for s in scored)),
                  sum(len(row.frames) for row in rows))
     seconds = log["seconds"].diff().median()
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     return TrainingSpeed(float(log["tokens_per_second"].median()), float(seconds), float(log["data_seconds"].median()),
-                         float(pd.Series(passes).median()), work.training, measure_rates(device, dtype).matmul.value,
+                         float(pd.Series(passes).median()), work.training * processes, peak,
                          device_name(device), len(log), repeats)

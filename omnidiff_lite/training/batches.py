@@ -18,7 +18,7 @@ from omnidiff_lite.backbone import DenoiserConfig
 from omnidiff_lite.chat import IGNORE
 from omnidiff_lite.config import TrainingConfig
 from omnidiff_lite.data.packing import PackedRow
-from omnidiff_lite.diffusion.corruption import corrupt, sample_time
+from omnidiff_lite.diffusion.corruption import corrupt, mask_rate, sample_time
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ def choose_scored(row: PackedRow, config: TrainingConfig, denoiser: DenoiserConf
         return labels != IGNORE
     generator = torch.Generator().manual_seed(derive_seed(*seed))
     t = sample_time(labels[None], config.time, generator, segments[None])[0]
-    return corrupt(labels, labels == denoiser.pad_token_id, t, config.gamma, generator)
+    rate = mask_rate(t, config.schedule)
+    return corrupt(labels, labels == denoiser.pad_token_id, rate, config.gamma, generator)
 
 
 def collate(rows: Sequence[PackedRow], scored: Sequence[Tensor], tasks: Sequence[str], denoiser: DenoiserConfig,

@@ -1,4 +1,4 @@
-"""The loop that trains a tokenizer or a judge: AdamW, warm-up and cosine, clipping, bfloat16 autocast."""
+"""The loop that trains a tokenizer or a judge: warm-up and cosine, clipping, AdamW or Muon, bfloat16 autocast."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from omnidiff_lite.config import Budget
+from omnidiff_lite.training.optimizers import make_optimizers
 
 Loss = Callable[[int], tuple[Tensor, dict[str, float]]]
 
@@ -29,9 +30,9 @@ def fit(module: nn.Module, loss: Loss, budget: Budget, *, name: str, seed: int =
     home = next(module.parameters()).device
     device = "cuda" if torch.cuda.is_available() else home.type
     module.to(device)
-    optimizer = torch.optim.AdamW((p for p in module.parameters() if p.requires_grad), lr=budget.learning_rate,
-                                  betas=(0.9, 0.95), eps=1e-8, weight_decay=budget.weight_decay)
-    schedule = get_cosine_schedule_with_warmup(optimizer, max(1, int(budget.warmup * budget.steps)), budget.steps)
+    optimizers = make_optimizers(module, budget.optimizer, budget.learning_rate, budget.weight_decay)
+    schedules = [get_cosine_schedule_with_warmup(optimizer, max(1, int(budget.warmup * budget.steps)), budget.steps)
+                 for optimizer in optimizers]
     module.train()
     rows, start = [], time.perf_counter()
     bar = tqdm(range(budget.steps), desc=name, disable=not progress, mininterval=5.0)
@@ -41,10 +42,11 @@ def fit(module: nn.Module, loss: Loss, budget: Budget, *, name: str, seed: int =
         value.backward()
         nn.utils.clip_grad_norm_(module.parameters(), clip)
         rows.append({"step": step, "loss": value.item(), "seconds": time.perf_counter() - start,
-                     "learning_rate": schedule.get_last_lr()[0], **figures})
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
+                     "learning_rate": schedules[0].get_last_lr()[0], **figures})
+        for optimizer, schedule in zip(optimizers, schedules):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
         bar.set_postfix(loss=f"{rows[-1]['loss']:.3f}", refresh=False)
     module.to(home).eval()
     return pd.DataFrame(rows)

@@ -16,6 +16,8 @@ from omnidiff_lite.config import Preset
 from omnidiff_lite.data.encode import EncodedSample, build_dataset
 from omnidiff_lite.training.batches import derive_seed
 from omnidiff_lite.training.checkpoint import weights
+from omnidiff_lite.training.log import read_log
+from omnidiff_lite.training.processes import together, usable
 from omnidiff_lite.training.step import TrainingError
 from omnidiff_lite.training.trainer import Datasets, Resume, stage_config, train_stage, validate
 
@@ -46,20 +48,35 @@ def run_stage(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser
               stop_after: int | None = None) -> tuple[Denoiser, pd.DataFrame]:
     """Build the data of a stage, train, validate, and save `out_dir/denoiser`; returns the denoiser and its log.
 
-    `init`: what training starts from, changed in place if it is a Denoiser; None draws fresh weights, which only
-    stage 1 may. `datasets`: training samples by task in place of the embedded world's, and `held_out` those to
+    `init`: what training starts from (changed in place if it is a Denoiser and one process trains); None draws fresh
+    weights, which only stage 1 may. `training.processes` of them share each step's rows on a CPU. `datasets`: training samples by task in place of the embedded world's, and `held_out` those to
     validate on (none: no validation). Under `out_dir`: denoiser/, log.csv, validation.csv, tensorboard/, checkpoints/.
     The rest as in `train_stage`.
     Raises `TrainingError` for a missing `init` or a task without a number of samples.
     """
     mix = stage_config(preset, stage).mix
     denoiser = _start(preset, stage, tokenizers, init, seed)
+    own = datasets, held_out
     if datasets is None:
         datasets, held_out = (world_data(preset, tokenizers, mix, split, seed, cache_dir, workers, progress)
                                for split in ("train", "validation"))
+    processes = usable(preset.training.processes)
+    if processes > 1:  # each reads the world's data from the cache, where they are by now
+        del datasets, held_out
+        together(processes, run_stage_again, preset, stage, tokenizers, init, out_dir, cache_dir, seed, *own, resume,
+                 progress, stop_after)
+        return Denoiser.from_pretrained(Path(out_dir) / "denoiser"), read_log(Path(out_dir) / "log.csv")
     log = train_stage(preset, stage, denoiser, datasets, out_dir, seed, resume, progress, stop_after)
     _save(denoiser, validate(preset, denoiser, held_out) if held_out else None, Path(out_dir))
     return denoiser, log
+
+
+def run_stage_again(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser | str | Path | None,
+                    out_dir: str | Path, cache_dir: str | Path, seed: int, datasets: Datasets | None,
+                    held_out: Datasets | None, resume: Resume, progress: bool, stop_after: int | None) -> None:
+    """`run_stage` as one of several processes."""
+    run_stage(preset, stage, tokenizers, init, out_dir, cache_dir, seed, datasets=datasets, held_out=held_out,
+              resume=resume, progress=progress, stop_after=stop_after)
 
 
 def _save(denoiser: Denoiser, validation: pd.DataFrame | None, out_dir: Path) -> None:

@@ -17,6 +17,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +42,7 @@ from omnidiff_lite.training.step import AnswerLoss, Stepper, TrainingError
 
 FIGURES = ["loss", "learning_rate", "gradient_norm", "tokens", "scored", "efficiency", "tokens_per_second",
            "data_seconds", "seconds"]
-HOW = ("compile", "recompute", "micro_rows", "checkpoint_every")  # settings that may change when a run is resumed
+HOW = ("compile", "recompute", "processes", "micro_rows", "checkpoint_every")  # settings that may change when a run is resumed
 SOURCES = ("backbone.py", "diffusion/corruption.py", "diffusion/loss.py", "data/packing.py", "training/batches.py",
            "training/optimizers.py", "training/step.py", "training/trainer.py")  # the code that decides what a step does
 NOTES = ("transformers_version", "architectures", "dtype", "_name_or_path")  # beside a config's fields once it is saved
@@ -58,11 +59,12 @@ def stage_config(preset: Preset, stage: int) -> StageConfig:
 
 
 def learning_rate(config: StageConfig, step: int) -> float:
-    """Linear warm-up, then half a cosine to 0; a function of the step alone."""
+    """Linear warm-up, then half a cosine to the `final` share of it; a function of the step alone."""
     warmup = max(1, int(config.warmup * config.steps))
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup)))
+    fall = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup)))
+    return config.learning_rate * (config.final + (1 - config.final) * fall)
 
 
 def train_stage(preset: Preset, stage: int, denoiser: Denoiser, datasets: Datasets, out_dir: str | Path, seed: int = 0,
@@ -80,7 +82,8 @@ def train_stage(preset: Preset, stage: int, denoiser: Denoiser, datasets: Datase
     stream = PackedStream(datasets, plan.mix, config.length, plan.rows, seed, **_packing(config, denoiser.config))
     checkpoints = Checkpoints(Path(out_dir) / "checkpoints", fingerprint(preset, stage, denoiser, stream))
     module, *optimizers = accelerator.prepare(AnswerLoss(denoiser, config.precision),
-                                              *make_optimizers(denoiser, config, plan.learning_rate))
+                                              *make_optimizers(denoiser, config.optimizer, plan.learning_rate,
+                                                               config.weight_decay))
     bare = [optimizer.optimizer for optimizer in optimizers]
     start = _resume(checkpoints, denoiser, bare, resume, accelerator)
     last = plan.steps if stop_after is None else min(stop_after, plan.steps)
@@ -108,10 +111,11 @@ def validate(preset: Preset, denoiser: Denoiser, datasets: Datasets, seed: int =
     `rows`: packed rows a forward pass. The denoiser is left in eval mode.
     """
     module, device = AnswerLoss(denoiser.eval(), preset.training.precision), denoiser.device
+    config = replace(preset.training, schedule="linear")  # the paper's, so that losses of all runs compare
     records = []
     for task, samples in datasets.items():
-        packed = pack_all(samples, preset.training.length, seed, **_packing(preset.training, denoiser.config))
-        scored = [choose_scored(row, preset.training, denoiser.config, (seed, VALIDATION, n))
+        packed = pack_all(samples, config.length, seed, **_packing(config, denoiser.config))
+        scored = [choose_scored(row, config, denoiser.config, (seed, VALIDATION, n))
                   for n, row in enumerate(packed)]
         losses = torch.cat([module(collate(packed[i:i + rows], scored[i:i + rows], (task,), denoiser.config).to(device))
                             .cpu() for i in range(0, len(packed), rows)])
