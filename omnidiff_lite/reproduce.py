@@ -8,6 +8,7 @@ them (`freshness.py`). The stamp is written last, so an interrupted run resumes 
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from omnidiff_lite.config import Preset, load_preset
 from omnidiff_lite.freshness import Step, digest, outputs, read_stamp, stale, stamp_path, step_key
 from omnidiff_lite.measure import PeakMemory
 from omnidiff_lite.notebook import check_parameters
+from omnidiff_lite.training.log import read_log
 from omnidiff_lite.weights import write_json
 
 
@@ -111,8 +113,9 @@ def _run_step(step: Step, preset: Preset, seed: int, artifacts: Artifacts, folde
     print(f"{label} {step.name}: {reason}", flush=True)
     for made in step.makes if force else ():  # or a finished training would only be loaded
         shutil.rmtree(artifacts.dir / made, ignore_errors=True)
-    started = time.time()
+    started, before = time.time(), _training_seconds(step, artifacts)
     row = _execute(step, source, preset, seed, artifacts, label)
+    row["minutes"] = round(row["minutes"] + _resumed(before, _training_seconds(step, artifacts)) / 60, 2)
     row |= {"key": key, "outputs": {made: digest(artifacts.dir / made) for made in outputs(step, artifacts, started)}}
     write_json(stamp_path(artifacts, step), row)
     return row
@@ -143,6 +146,22 @@ def _execute(step: Step, source: Path, preset: Preset, seed: int, artifacts: Art
     partial.unlink()
     return {"notebook": step.name, "minutes": round((time.time() - started) / 60, 2),
             "peak_gib": round(memory.peak / 2**30, 2)}
+
+
+def _training_seconds(step: Step, artifacts: Artifacts) -> dict[str, list[float]]:
+    """The clock of every training log under what a step makes, row by row."""
+    return {made: read_log(log)["seconds"].tolist() for made in step.makes
+            if (log := artifacts.dir / made / "log.csv").exists()}
+
+
+def _resumed(before: dict[str, list[float]], after: dict[str, list[float]]) -> float:
+    """Seconds of training that a run found done and went on from: they belong to what its result took."""
+    return sum(clock[-1] for made, found in after.items()
+               if (clock := _common(before.get(made, []), found)))
+
+
+def _common(first: list[float], second: list[float]) -> list[float]:
+    return [a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second))]
 
 
 @contextmanager

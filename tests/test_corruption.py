@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from omnidiff_lite.diffusion.corruption import corrupt, sample_time
+from omnidiff_lite.diffusion.corruption import corrupt, mask_rate, sample_time
 from omnidiff_lite.parity import GOLDEN
 
 RELEASED = GOLDEN.json("forward_process")
@@ -58,3 +60,14 @@ def test_same_seed_same_mask():
     ids = torch.zeros(4, 50, dtype=torch.long)
     assert torch.equal(corrupt(ids, False, 0.5, 0.6, seeded(3)), corrupt(ids, False, 0.5, 0.6, seeded(3)))
     assert not torch.equal(corrupt(ids, False, 0.5, 0.6, seeded(3)), corrupt(ids, False, 0.5, 0.6, seeded(4)))
+
+
+def test_a_mask_schedule_says_how_much_is_hidden_at_a_time():
+    """Linear hides half on average, cosine 2 / pi; both nothing at 0 and everything at 1."""
+    t = torch.linspace(0, 1, 10001)
+    for schedule, mean in (("linear", 0.5), ("cosine", 2 / math.pi)):
+        rate = mask_rate(t, schedule)
+        assert rate[0] == 0 and rate[-1] == pytest.approx(1) and rate.mean().item() == pytest.approx(mean, abs=1e-3)
+        assert (rate.diff() >= 0).all()
+    with pytest.raises(ValueError, match="'square' is none of 'linear', 'cosine'"):
+        mask_rate(t, "square")

@@ -53,6 +53,21 @@ def test_a_published_notebook_shows_the_run_that_its_parameters_name(two_noteboo
     assert capsys.readouterr().out.count("up to date") == 2, "publishing is no change"
 
 
+def test_minutes_count_the_training_that_was_resumed(tmp_path):
+    """What a log held before and still holds was trained before; what was begun afresh was not."""
+    artifacts, step = Artifacts.of("smoke", tmp_path), road.Step("03", makes=("work/stage1",))
+    artifacts.stage(1).mkdir(parents=True)
+
+    def clock(*seconds):
+        (artifacts.stage(1) / "log.csv").write_text("\n".join(["seconds", *map(str, seconds)]))
+        return road._training_seconds(step, artifacts)
+
+    assert road._resumed({}, clock(1.5, 60.25)) == 0
+    assert road._resumed(clock(1.5, 60.25), clock(1.5, 60.25, 90.0)) == 60.25
+    assert road._resumed(clock(1.5, 60.25, 70.0), clock(1.5, 60.25, 80.0)) == 60.25, "the steps past its checkpoint are not"
+    assert road._resumed(clock(1.5, 60.25), clock(1.25, 50.0)) == 0
+
+
 def test_publishing_keeps_words_that_were_written_after_the_run(two_notebooks, capsys):
     run, folder, _ = two_notebooks
     run()

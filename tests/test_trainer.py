@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,8 @@ def test_the_rate_warms_up_and_follows_half_a_cosine():
     rates = [learning_rate(plan, step) for step in range(100)]
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert rates[10] == 1.0 and rates[55] == pytest.approx(0.5) and 0 < rates[-1] < 1e-3
+    kept = replace(plan, final=0.2)
+    assert learning_rate(kept, 55) == pytest.approx(0.6) and learning_rate(kept, 99) == pytest.approx(0.2, abs=1e-3)
 
 
 # --- the log --------------------------------------------------------------------------------------------------------

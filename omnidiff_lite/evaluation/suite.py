@@ -19,10 +19,13 @@ from omnidiff_lite.pipeline import OmniDiffusion
 
 
 def finished_system(preset: Preset, artifacts: Artifacts) -> tuple[OmniDiffusion, Judges]:
-    """What notebooks 02 to 05 made. Raises `MissingArtifact` naming the notebook to run first."""
+    """What notebooks 02 to 05 made, the denoiser computing in the precision that it is stored in (bfloat16).
+
+    Raises `MissingArtifact` naming the notebook to run first.
+    """
     checkpoint = artifacts.require(artifacts.checkpoint, "05_stage3_speech_driven_visual_interaction")
     judges = artifacts.require(artifacts.judges, "02_training_the_tokenizers")
-    model = OmniDiffusion.from_pretrained(checkpoint)
+    model = OmniDiffusion.from_pretrained(checkpoint, dtype="auto")
     return model, load_judges(preset, judges).to(model.device)
 
 

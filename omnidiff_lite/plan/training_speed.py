@@ -55,8 +55,9 @@ def training_speed(preset: Preset, denoiser: Denoiser, rows: Sequence[PackedRow]
 
     As in training, `training.micro_rows` rows go through at a time, and their gradients add up. Where several processes
     share a CPU, the bare pass is one process's share of the rows on its share of the threads, the others at rest, and
-    the peak is that of its threads times the processes. The same model, precision and compilation as in training, on this machine now: compare with a log of the same
-    machine at rest. The denoiser's gradients are dropped and its weights left alone.
+    the peak is that of its threads times the processes. The same model, precision and compilation as in training, on
+    this machine now: compare with a log of the same machine at rest. The denoiser's gradients are dropped and its
+    weights left alone.
     """
     config, device, processes = preset.training, denoiser.device, usable(preset.training.processes)
     rows = rows[::processes]

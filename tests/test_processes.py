@@ -1,0 +1,61 @@
+"""Processes side by side: what comes back, how many start, and that none outlives its owner."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import psutil
+import pytest
+import torch
+
+from omnidiff_lite.training.processes import side_by_side, threads, usable
+
+
+def test_a_pool_gives_back_what_a_function_returns_and_raises_what_it_raises():
+    with side_by_side(1) as pool:
+        assert pool.submit(divmod, 7, 2).result() == (3, 1)
+        assert pool.submit(os.getpid).result() != os.getpid()
+        with pytest.raises(ZeroDivisionError):
+            pool.submit(divmod, 7, 0).result()
+
+
+def test_no_more_processes_than_cores_and_none_within_a_launcher(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert [usable(n) for n in (1, 2, 8)] == [1, 2, 2]
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert usable(2) == 1
+
+
+def test_threads_are_given_back():
+    before = torch.get_num_threads()
+    with pytest.raises(KeyError), threads(1):
+        assert torch.get_num_threads() == 1
+        raise KeyError
+    assert torch.get_num_threads() == before
+
+
+def test_a_worker_ends_with_its_owner(tmp_path):
+    """Even one that was killed, as a notebook's kernel may be, in the midst of the work."""
+    script = tmp_path / "owner.py"
+    script.write_text(textwrap.dedent("""
+        import os, time
+        from omnidiff_lite.training.processes import side_by_side
+
+        if __name__ == "__main__":
+            pool = side_by_side(1)
+            print(pool.submit(os.getpid).result(), flush=True)
+            pool.submit(time.sleep, 60)
+            time.sleep(60)
+    """))
+    owner = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    worker = int(owner.stdout.readline())
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    deadline = time.time() + 20
+    while psutil.pid_exists(worker) and psutil.Process(worker).status() != psutil.STATUS_ZOMBIE:
+        assert time.time() < deadline, "the worker trains on for nobody"
+        time.sleep(0.2)
