@@ -26,9 +26,9 @@ def side_by_side(workers: int | None = None) -> ProcessPoolExecutor:
     well, so there is one worker. Spawned, since forking a threaded torch is unsafe.
     """
     workers = workers or (1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1))
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    cores = max(1, (os.cpu_count() or 1) // workers)
     return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin_worker,
-                               initargs=(os.getpid(), threads))
+                               initargs=(os.getpid(), cores))
 
 
 def _begin_worker(owner: int, cores: int) -> None:
@@ -50,13 +50,13 @@ def usable(processes: int) -> int:
     return max(1, min(processes, os.cpu_count() or 1))
 
 
-def together(processes: int, function: Callable[..., Any], *args: Any) -> None:
-    """Call `function(*args)` in `processes` new processes that form one group over gloo, as `torchrun` would start them.
+def together(processes: int, function: Callable[[], Any]) -> None:
+    """Call `function` in `processes` new processes that form one group over gloo, as `torchrun` would start them.
 
     Nothing is returned: what the function makes, it writes. One that fails ends the others, and its error is raised.
     """
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    torch.multiprocessing.spawn(_member, (processes, _free_port(), threads, function, args), nprocs=processes)
+    cores = max(1, (os.cpu_count() or 1) // processes)
+    torch.multiprocessing.spawn(_member, (processes, _free_port(), cores, function), nprocs=processes)
 
 
 @contextlib.contextmanager
@@ -70,12 +70,12 @@ def threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _member(rank: int, size: int, port: int, threads: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _member(rank: int, size: int, port: int, cores: int, function: Callable[[], Any]) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-    torch.set_num_threads(threads)
+    torch.set_num_threads(cores)
     try:
-        function(*args)
+        function()
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

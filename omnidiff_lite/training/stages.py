@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,27 +57,19 @@ def run_stage(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser
     """
     mix = stage_config(preset, stage).mix
     denoiser = _start(preset, stage, tokenizers, init, seed)
-    own = datasets, held_out
+    again = partial(run_stage, preset, stage, tokenizers, init, out_dir, cache_dir, seed, datasets=datasets,
+                    held_out=held_out, resume=resume, progress=progress, stop_after=stop_after)
     if datasets is None:
         datasets, held_out = (world_data(preset, tokenizers, mix, split, seed, cache_dir, workers, progress)
                                for split in ("train", "validation"))
     processes = usable(preset.training.processes)
     if processes > 1:  # each reads the world's data from the cache, where they are by now
         del datasets, held_out
-        together(processes, run_stage_again, preset, stage, tokenizers, init, out_dir, cache_dir, seed, *own, resume,
-                 progress, stop_after)
+        together(processes, again)
         return Denoiser.from_pretrained(Path(out_dir) / "denoiser"), read_log(Path(out_dir) / "log.csv")
     log = train_stage(preset, stage, denoiser, datasets, out_dir, seed, resume, progress, stop_after)
     _save(denoiser, validate(preset, denoiser, held_out) if held_out else None, Path(out_dir))
     return denoiser, log
-
-
-def run_stage_again(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser | str | Path | None,
-                    out_dir: str | Path, cache_dir: str | Path, seed: int, datasets: Datasets | None,
-                    held_out: Datasets | None, resume: Resume, progress: bool, stop_after: int | None) -> None:
-    """`run_stage` as one of several processes."""
-    run_stage(preset, stage, tokenizers, init, out_dir, cache_dir, seed, datasets=datasets, held_out=held_out,
-              resume=resume, progress=progress, stop_after=stop_after)
 
 
 def _save(denoiser: Denoiser, validation: pd.DataFrame | None, out_dir: Path) -> None:
