@@ -15,6 +15,7 @@ import toys
 
 from omnidiff_lite.backbone import Denoiser
 from omnidiff_lite.config import load_preset
+from omnidiff_lite.training import stages
 from omnidiff_lite.training.stages import STAGES, new_denoiser, run_stage
 from omnidiff_lite.training.step import TrainingError
 
@@ -97,7 +98,10 @@ def test_of_two_processes_one_writes(tmp_path):
 def test_two_processes_of_its_own_train_as_one_does(tmp_path, monkeypatch):
     """`training.processes` on a CPU: the same samples and masks, the gradient of the whole step, one log."""
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    started, real = [], stages.together
+    monkeypatch.setattr(stages, "together", lambda n, function: started.append(n) or real(n, function))
     (_, alone), (denoiser, shared) = (run(1, None, tmp_path / str(n), {"training.processes": n}) for n in (1, 2))
+    assert started == [2], "one process needs no other"
     assert shared["tokens"].tolist() == alone["tokens"].tolist()
     assert shared["loss"].to_numpy() == pytest.approx(alone["loss"].to_numpy(), abs=1e-4)
     assert not denoiser.training and (tmp_path / "2" / "stage1" / "validation.csv").exists()

@@ -1,7 +1,7 @@
 """The parts that train before the denoiser, each from the embedded world's own data: tokenizers and judges.
 
-    pool = side_by_side()
-    waiting = {name: pool.submit(train_part, name, preset, seed, cache) for name in PARTS}
+    encoder, history = train_part("speech_encoder", preset, seed, cache)
+    waiting = side_by_side().submit(train_part, "image_tokenizer", preset, seed, cache)  # in a process of its own
 
 A judge gets another seed and voices of its own: one that shared the model's data could share its mistakes.
 """

@@ -50,9 +50,9 @@ def run_stage(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser
     """Build the data of a stage, train, validate, and save `out_dir/denoiser`; returns the denoiser and its log.
 
     `init`: what training starts from (changed in place if it is a Denoiser and one process trains); None draws fresh
-    weights, which only stage 1 may. `training.processes` of them share each step's rows on a CPU. `datasets`: training samples by task in place of the embedded world's, and `held_out` those to
-    validate on (none: no validation). Under `out_dir`: denoiser/, log.csv, validation.csv, tensorboard/, checkpoints/.
-    The rest as in `train_stage`.
+    weights, which only stage 1 may. On a CPU `training.processes` of them share each step's rows. `datasets`: training
+    samples by task in place of the embedded world's, and `held_out` those to validate on (none: no validation). Under
+    `out_dir`: denoiser/, log.csv, validation.csv, tensorboard/, checkpoints/. The rest as in `train_stage`.
     Raises `TrainingError` for a missing `init` or a task without a number of samples.
     """
     mix = stage_config(preset, stage).mix
