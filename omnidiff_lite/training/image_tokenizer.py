@@ -75,7 +75,8 @@ def steadiness(tokenizer: ImageTokenizer, pixels: Tensor, draw: torch.Generator)
     Without this term a code says little about its own place in the picture: convolutions over the whole of it,
     attention and group norms let every object change the codes of all others. In one run each (2,500 steps and 10
     bits without, 3,500 and 9 with) an object in another place or beside another object kept 50 % of its codes without
-    and 97 % with, and 16 tokens of one plain ground had 14 and 1.2 different codes. What a denoiser has to predict is otherwise mostly noise.
+    and 97 % with, and 16 tokens of one plain ground had 14 and 1.2 different codes. What a denoiser has to predict is
+    otherwise mostly noise.
     """
     factor = tokenizer.config.factor
     size = pixels.shape[2] // factor, pixels.shape[3] // factor
