@@ -196,8 +196,10 @@ def test_batches_are_of_like_length_and_few_shapes():
 
 
 def test_variation_against_over_fitting():
-    waves = [noise(16000)] * 50
-    seconds = [wave.seconds for wave in vary_speed(waves, seed=0)]
+    heard = [(noise(16000), str(i)) for i in range(50)]
+    waves, texts = zip(*vary_speed(heard, seed=0))
+    seconds = [wave.seconds for wave in waves]
+    assert texts == tuple(map(str, range(50)))
     assert 0.89 < min(seconds) < 0.95 and 1.05 < max(seconds) < 1.14
     keep = shown(200, 40, 80, rate=100 / 6, step=3, seed=0)
     assert torch.equal(keep, shown(200, 40, 80, rate=100 / 6, step=3, seed=0))

@@ -8,7 +8,8 @@ A judge gets another seed and voices of its own: one that shared the model's dat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,6 @@ import torch
 
 from omnidiff_lite.config import Preset
 from omnidiff_lite.data.media import load_many
-from omnidiff_lite.media import Waveform
 from omnidiff_lite.tokenizers.image import prepare
 from omnidiff_lite.tokenizers.speech_tokenizer import SpeechTokenizer
 from omnidiff_lite.training.alignment_judge import train_alignment_judge
@@ -27,12 +27,15 @@ from omnidiff_lite.training.judges import train_recognition_judge
 from omnidiff_lite.training.speech_decoder import train_speech_decoder
 from omnidiff_lite.training.speech_encoder import train_speech_encoder
 from omnidiff_lite.training.speech_tokenizer import train_speech_tokenizer
+from omnidiff_lite.training.utterances import Utterance
 from omnidiff_lite.world.dataset import pictures, utterances
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHARTS = 0.25  # share of the image tokenizer's pictures that are charts, maps, pages and signs
+ANSWERS = 0.25  # share of the speech tokenizer's recordings in the answer voice
+BLOCK = 512  # recordings
 JUDGE_SEED = 1000  # added to the run's
 Trained = tuple[Any, pd.DataFrame]  # the part in eval mode, and one row of figures a step
 
@@ -47,11 +50,12 @@ def train_part(name: str, preset: Preset, seed: int, cache_dir: str | Path, need
 
 
 def spoken(preset: Preset, split: str, n: int, seed: int, cache_dir: str | Path, workers: int = 0
-           ) -> list[tuple[Waveform, str]]:
-    """`n` recordings of a split with their words; made once and kept in the cache."""
+           ) -> Iterator[Utterance]:
+    """`n` recordings of a split with their words; made once and kept in the cache, `BLOCK` in memory at a time."""
     said = utterances(split, n, seed, preset.world)
-    waves = load_many([u.ref for u in said], workers=workers, cache_dir=cache_dir)
-    return list(zip(waves, [u.text for u in said]))
+    for block in (said[i:i + BLOCK] for i in range(0, n, BLOCK)):
+        waves = load_many([u.ref for u in block], workers=workers, cache_dir=cache_dir)
+        yield from zip(waves, [u.text for u in block])
 
 
 def drawn(preset: Preset, split: str, n: int, seed: int, cache_dir: str | Path, charts: float = 0.0, workers: int = 0
@@ -76,9 +80,12 @@ def _speech_encoder(preset: Preset, seed: int, cache_dir: str | Path) -> Trained
 
 
 def _speech_tokenizer(preset: Preset, seed: int, cache_dir: str | Path) -> Trained:
+    """Hears everyone, and for a share of the recordings the one voice that it will have to write down to speak."""
     budget = preset.parts.speech_tokenizer
-    return train_speech_tokenizer(preset.speech_tokenizer, spoken(preset, "train", budget.items, seed, cache_dir),
-                                  budget, seed)
+    own = round(ANSWERS * budget.items)
+    heard = chain(spoken(preset, "train", budget.items - own, seed, cache_dir),
+                  spoken(preset, "answer", own, seed, cache_dir))
+    return train_speech_tokenizer(preset.speech_tokenizer, heard, budget, seed)
 
 
 def _speech_decoder(preset: Preset, seed: int, cache_dir: str | Path, tokenizer: SpeechTokenizer) -> Trained:

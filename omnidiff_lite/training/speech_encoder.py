@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import pandas as pd
 import torch
@@ -10,15 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from omnidiff_lite.config import Budget, SpeechEncoderConfig
-from omnidiff_lite.media import Waveform
 from omnidiff_lite.tokenizers.characters import check_alphabet, ctc_loss, target_symbols
 from omnidiff_lite.tokenizers.speech_encoder import QUERIES, SpeechEncoder
 from omnidiff_lite.tokenizers.speech_features import RATE, SHIFT, statistics
 from omnidiff_lite.training.fit import fit
-from omnidiff_lite.training.utterances import draw, padded_length, shown, vary_speed
+from omnidiff_lite.training.utterances import Utterance, draw, padded_length, shown, vary_speed
 
 
-def train_speech_encoder(config: SpeechEncoderConfig, utterances: Sequence[tuple[Waveform, str]], budget: Budget,
+def train_speech_encoder(config: SpeechEncoderConfig, utterances: Iterable[Utterance], budget: Budget,
                          seed: int = 0, *, name: str = "speech encoder", augment: bool = True,
                          progress: bool = True) -> tuple[SpeechEncoder, pd.DataFrame]:
     """Train an encoder from nothing on (recording, text) pairs; also sets its feature statistics.
@@ -32,8 +31,11 @@ def train_speech_encoder(config: SpeechEncoderConfig, utterances: Sequence[tuple
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = SpeechEncoder(config)
-    waves, texts = zip(*utterances)
-    features = _normalized(encoder, vary_speed(waves, seed) if augment else waves)
+    heard = vary_speed(utterances, seed) if augment else utterances
+    stacked, texts = zip(*((encoder.stacked(wave), text) for wave, text in heard))  # one recording in memory at a time
+    encoder.cmvn.copy_(statistics(torch.cat(stacked)))
+    features = [(f + encoder.cmvn[0]) * encoder.cmvn[1] for f in stacked]
+    del stacked
     frames = [len(f) for f in features]
     symbols = target_symbols(texts, [n * config.ctc_steps for n in frames])
 
@@ -49,10 +51,3 @@ def train_speech_encoder(config: SpeechEncoderConfig, utterances: Sequence[tuple
         return ctc_loss(encoder.log_probs(encoded), lengths * config.ctc_steps, [symbols[i] for i in chosen]), {}
 
     return encoder, fit(encoder, loss, budget, name=name, seed=seed, progress=progress)
-
-
-def _normalized(encoder: SpeechEncoder, waveforms: Sequence[Waveform]) -> list[Tensor]:
-    """Features of every recording, computed once; their statistics go into the encoder."""
-    stacked = [encoder.stacked(wave) for wave in waveforms]
-    encoder.cmvn.copy_(statistics(torch.cat(stacked)))
-    return [(f + encoder.cmvn[0]) * encoder.cmvn[1] for f in stacked]

@@ -6,7 +6,7 @@ recogniser is CTC over characters, several steps a token, read from each token a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 import torch
@@ -18,7 +18,7 @@ from omnidiff_lite.media import MediaError, Waveform
 from omnidiff_lite.tokenizers.characters import check_alphabet, ctc_loss, target_symbols
 from omnidiff_lite.tokenizers.speech_tokenizer import RATE, SpeechTokenizer, pad_features
 from omnidiff_lite.training.fit import fit
-from omnidiff_lite.training.utterances import draw, padded_length, vary_speed
+from omnidiff_lite.training.utterances import Utterance, draw, padded_length, vary_speed
 
 CONTINUOUS = 0.2  # share of the steps in which the head reads the states themselves, before there is a codebook
 COMMITMENT = 0.25  # weight of the states' pull to their codes (van den Oord et al., 2017, beta)
@@ -69,7 +69,7 @@ class Codebook:
         self.rows[codes], self.total[codes], self.count[codes] = chosen, chosen, 1.0
 
 
-def train_speech_tokenizer(config: SpeechTokenizerConfig, utterances: Sequence[tuple[Waveform, str]], budget: Budget,
+def train_speech_tokenizer(config: SpeechTokenizerConfig, utterances: Iterable[Utterance], budget: Budget,
                            seed: int = 0, *, augment: bool = True,
                            progress: bool = True) -> tuple[SpeechTokenizer, pd.DataFrame]:
     """Train a tokenizer from nothing on (recording, text) pairs of up to 30 s; `config.ctc_vocabulary` must be set.
@@ -84,8 +84,8 @@ def train_speech_tokenizer(config: SpeechTokenizerConfig, utterances: Sequence[t
         torch.manual_seed(seed)
         tokenizer = SpeechTokenizer(config)
     codebook = Codebook(tokenizer.codebook, seed)
-    waves, texts = zip(*utterances)
-    features, masks = zip(*(_chunk(tokenizer, wave) for wave in (vary_speed(waves, seed) if augment else waves)))
+    heard = vary_speed(utterances, seed) if augment else utterances
+    features, masks, texts = zip(*((*_chunk(tokenizer, wave), text) for wave, text in heard))  # one in memory at a time
     steps = torch.tensor([len(mask) // (2 * config.pooling) * config.ctc_steps for mask in masks])
     symbols = target_symbols(texts, steps.tolist())
     mels = [len(mask) for mask in masks]

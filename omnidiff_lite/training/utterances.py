@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from omnidiff_lite.media import Waveform
+
+Utterance = tuple[Waveform, str]  # a recording and its words
 
 WINDOW = 8  # batches whose items are sorted by length together
 SHAPES = 8  # how many padded lengths a run has, at most
@@ -39,13 +41,14 @@ def padded_length(lengths: Sequence[int], longest: int, unit: int = 1) -> int:
     return min(longest, grain * -(-max(lengths) // grain))
 
 
-def vary_speed(waveforms: Sequence[Waveform], seed: int) -> list[Waveform]:
+def vary_speed(utterances: Iterable[Utterance], seed: int) -> Iterator[Utterance]:
     """Every recording at another speed, and so another pitch and timbre: more voices than were recorded.
 
     Ko et al., 2015. The samples stay; only the rate that they are said to have changes.
     """
-    factors = np.random.default_rng(seed).uniform(1 - SPEED, 1 + SPEED, len(waveforms))
-    return [Waveform(wave.samples, round(wave.rate * factor)) for wave, factor in zip(waveforms, factors)]
+    rng = np.random.default_rng(seed)
+    return ((Waveform(wave.samples, round(wave.rate * rng.uniform(1 - SPEED, 1 + SPEED))), text)
+            for wave, text in utterances)
 
 
 def shown(batch: int, time: int, mels: int, rate: float, step: int, seed: int) -> Tensor:
