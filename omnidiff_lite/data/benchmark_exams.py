@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from omnidiff_lite.chat import Sample
 from omnidiff_lite.data.benchmark_rows import LETTERS, BenchmarkError, Row, field, letter_label, visual_question
 
 MOST_PICTURES = 7  # columns image_1..image_7
@@ -50,7 +51,7 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
         raise BenchmarkError(f"{path}: not a readable parquet file ({error}); download it again") from None
 
 
-def _sample(row: dict[str, Any], pictures: Path, where: str) -> Any:
+def _sample(row: dict[str, Any], pictures: Path, where: str) -> Sample:
     ident, question = field(row, "id", where), field(row, "question", where)
     choices = _options(field(row, "options", where), where)
     answer = letter_label(field(row, "answer", where), choices, where)
@@ -66,21 +67,20 @@ def _options(text: str, where: str) -> list[str]:
         options = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         options = None
-    if not isinstance(options, list) or not 1 < len(options) <= len(LETTERS):
-        raise BenchmarkError(f"{where}: options is {text!r}, not a Python list of 2 to {len(LETTERS)} choices; "
-                             "download the file again")
+    if not isinstance(options, list) or not 0 < len(options) <= len(LETTERS):
+        raise BenchmarkError(f"{where}: options is {text!r}, not a Python list of choices; download the file again")
     return [str(option) for option in options]
 
 
 def _shown(row: dict[str, Any], text: str, where: str) -> dict[int, dict[str, Any]]:
-    """The pictures of a row by number; there is at least one, and every one that the text names."""
+    """The pictures of a row by number: the first, and every one that the text names, must be there."""
     shown = {number: row[f"image_{number}"] for number in range(1, MOST_PICTURES + 1)
              if (row.get(f"image_{number}") or {}).get("bytes")}
-    named = {int(number) for number in re.findall(r"<image (\d+)>", text)} or {1}
+    named = {int(number) for number in re.findall(r"<image (\d+)>", text)} | {1}
     absent = sorted(named - shown.keys())
     if absent:
-        raise BenchmarkError(f"{where}: <image {absent[0]}> is named, but image_{absent[0]} is empty; download the "
-                             "file again")
+        raise BenchmarkError(f"{where}: has no picture in image_{absent[0]}, which its text needs; download the file "
+                             "again")
     return shown
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import string
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from omnidiff_lite.chat import IMAGE, Sample, build_messages
 
 Row = tuple[str, Sample]
 
-LETTERS = "ABCDEFGHIJ"
+LETTERS = string.ascii_uppercase
 
 
 class BenchmarkError(ValueError):
@@ -68,14 +69,14 @@ def parse(text: str, where: str) -> Any:
 
 
 def field(row: Any, key: str, where: str) -> str:
-    """The value under `key`, numbers as text; an upper-case spelling of the key counts too.
+    """The text or number under `key`, as text.
 
-    Raises `BenchmarkError` where the row is no object, or has no such key, or has something else there.
+    Raises `BenchmarkError` where the row is no object, or has no such key, or has nothing or something else there.
     """
     if not isinstance(row, dict):
         raise BenchmarkError(f"{where}: a {type(row).__name__}, not an object; download the file again")
-    value = row.get(key, row.get(key[:-1] + key[-1].upper()))  # SEED's files have choice_a or choice_A
-    if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
+    value = row.get(key)
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)) or not str(value).strip():
         raise BenchmarkError(f"{where}: {key!r} is {value!r}, not a text; give the file as published")
     return str(value).strip()
 
@@ -92,7 +93,7 @@ def letter_label(letter: str, choices: Sequence[str], where: str) -> str:
     allowed = LETTERS[:len(choices)]
     if len(letter) != 1 or letter.upper() not in allowed:
         raise BenchmarkError(f"{where}: the answer {letter!r} is outside {allowed[0]}..{allowed[-1]}, the letters of "
-                             f"its {len(choices)} choices; correct the row")
+                             "its choices; correct the row")
     return letter.upper()
 
 

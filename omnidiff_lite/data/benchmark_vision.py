@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from omnidiff_lite.data.benchmark_rows import (BenchmarkError, Row, existing, field, folder, letter_label, parse,
                                                read_lines, read_text, visual_question, yes_or_no_label)
@@ -82,8 +83,9 @@ def read_seed2plus(directory: Path, pictures: Path) -> Iterator[Row]:
     """Questions with four choices of SEED-Bench-2-plus-text-rich.json (huggingface.co/datasets/AILab-CVC).
 
     The file is a list of questions, or an object with that list under "questions", as SEED-Bench's DATASET.md has it.
-    Keys: question_id, question, choice_a..choice_d, answer (a letter), data_id (a file such as text_rich/1.png, in
-    `pictures`), question_image_type (chart, map or web: meta "kind"; where it is missing question_type_id).
+    Keys: question_id, question, choice_a..choice_d (or choice_A..choice_D), answer (a letter), data_id (a file such
+    as text_rich/1.png, in `pictures`), question_image_type (chart, map or web: meta "kind"; where it is missing
+    question_type_id).
     """
     path = directory / SEED_FILE
     data = parse(read_text(path, f"give the folder that holds {SEED_FILE} and text_rich/"), str(path))
@@ -93,9 +95,14 @@ def read_seed2plus(directory: Path, pictures: Path) -> Iterator[Row]:
     for number, row in enumerate(questions, start=1):
         where = f"{path}, question {number}"
         ident, name = field(row, "question_id", where), field(row, "data_id", where)
-        choices = [field(row, f"choice_{letter}", where) for letter in "abcd"]
+        choices = [field(row, _choice_key(row, letter), where) for letter in "abcd"]
         picture = existing(pictures / name, where, "unpack text_rich.zip beside the file, or give `pictures`")
         yield where, visual_question(
             ident, [picture], field(row, "question", where),
             letter_label(field(row, "answer", where), choices, where), choices=choices,
             kind=field(row, "question_image_type" if "question_image_type" in row else "question_type_id", where))
+
+
+def _choice_key(row: dict[str, Any], letter: str) -> str:
+    """SEED-Bench-2-Plus's own file has choice_A where the documentation of the series has choice_a."""
+    return next((key for key in (f"choice_{letter}", f"choice_{letter.upper()}") if key in row), f"choice_{letter}")
