@@ -17,6 +17,8 @@ from omnidiff_lite.data import benchmark_exams
 from omnidiff_lite.data.benchmark_files import BENCHMARKS, BenchmarkError, read_benchmark
 from omnidiff_lite.data.benchmark_vision import SEED_FILE, SUBTASKS
 from omnidiff_lite.data.jsonl import read_samples, write_samples
+from omnidiff_lite.evaluation.benchmarks import _PROTOCOLS, evaluate_benchmark
+from omnidiff_lite.evaluation.judges import Judges
 from omnidiff_lite.evaluation.requests import Settings, media_refs, reference_speech, requests_of
 from omnidiff_lite.evaluation.speech import evaluate_asr
 from omnidiff_lite.evaluation.vision import evaluate_mme, evaluate_pope, evaluate_seed_bench
@@ -461,3 +463,45 @@ def test_the_rows_are_rows_of_the_released_format(pope, tmp_path_factory):
     """They survive a jsonl file, from which `omnidiff evaluate --data` reads them."""
     rows = read_benchmark("pope", pope)
     assert read_samples(write_samples(rows, tmp_path_factory.mktemp("jsonl"))) == rows
+
+
+# --- one call a benchmark ---------------------------------------------------------------------------------------------
+
+
+class Ear:
+    """Hears "well" in every recording."""
+
+    def transcribe(self, waves):
+        return ["well" for _ in waves]
+
+
+def values(name, rows, *texts):
+    """{(row, column): value} of one benchmark, by a model that writes `texts` and is silent."""
+    judges = Judges(recognition=Ear(), clip_t=None, clip_i=None)
+    return {(r.row, r.column): r.value for r in evaluate_benchmark(name, Model(*texts), judges, rows, QUICK)}
+
+
+def test_libritts_shows_what_skipping_silent_answers_hides(libritts):
+    found = values("libritts", read_benchmark("libritts", libritts), "", "")
+    assert found["diffusion", "tts_wer"] == found["diffusion", "tts_silent"] == 100
+    assert found["diffusion, silent answers skipped", "tts_wer"] is None, "nothing is left"
+    assert found["real data (ceiling)", "tts_wer"] == pytest.approx(80), "4 of 5 words are not well"
+
+
+def test_every_strategy_of_pope_has_its_five_figures(pope):
+    rows = [row for row in read_benchmark("pope", pope) if row.meta["strategy"] == "adversarial"]
+    found = values("pope", rows, "yes", "no", "no", "yes")
+    assert len(found) == 5 and all(column.startswith("pope_adversarial_") for _, column in found)
+
+
+def test_multiple_choice_asks_what_fits_a_request(mmmu):
+    rows = read_benchmark("mmmu", mmmu(*MMMU_ROWS))
+    one = [row for row in rows if len(row.images) == 1]
+    assert 0 < len(one) < len(rows)
+    assert values("mmmu", rows, *(row.meta["answer"] for row in one)) == {("diffusion", "mmmu_val"): 100}
+    with pytest.raises(ValueError, match="several pictures"):
+        values("mmmu", [row for row in rows if len(row.images) > 1])
+
+
+def test_each_reader_has_a_protocol():
+    assert set(_PROTOCOLS) == set(BENCHMARKS)
