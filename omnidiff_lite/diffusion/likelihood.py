@@ -1,9 +1,9 @@
 """How likely an answer is: LLaDA's Monte Carlo bound (Nie et al. 2025, "Large Language Diffusion Models", equation 6).
 
-Draw l uniformly from 1..L, hide l of the answer's L tokens, chosen without replacement, and add up the log-probabilities
-of those hidden, times L / l. The mean over draws is a lower bound of log p(answer | prompt) in expectation: what the
-answer gets when it is decoded one token at a time in an order drawn at random. The paper being reproduced scores no
-answer in this way; it is what ranking choices by likelihood takes.
+Draw l uniformly from 1..L, hide l of the answer's L tokens without replacement, and add up the log-probabilities
+of the hidden ones, times L / l. In expectation that is a lower bound of log p(answer | prompt): the mean over all
+orders of decoding one token at a time. Omni-Diffusion's paper has nothing of the kind; ranking given answers by their
+likelihood takes it.
 
 An autoregressive denoiser (`is_causal`) hides nothing, and its sum over all L tokens is exact.
 """
@@ -27,7 +27,7 @@ from omnidiff_lite.data.packing import PackedRow, pack_row
 from omnidiff_lite.training.batches import collate, derive_seed
 from omnidiff_lite.training.step import AnswerLoss
 
-DRAWS = 32  # LLaDA's own evaluation takes 128, and 1 for answers of a single token
+DRAWS = 32  # all masks of an answer of up to 5 tokens
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Masks(NamedTuple):
 
 
 class _Job(NamedTuple):
-    """One pass: the positions `scored`, bool [n], of sample `number`."""
+    """One canvas: the positions `scored`, bool [n], of sample `number`."""
 
     number: int
     sample: EncodedSample

@@ -60,8 +60,9 @@ def evaluate_choices(model: OmniDiffusion, samples: Sequence[Sample], settings: 
     Percent of questions whose likeliest choice is the right one; chance is 100 / choices. Scored are the letters, in
     the form that the question asks for. `words`: the choices' own words, to meta "question" without the options, as
     the benchmark's authors score; they differ in length, so see `per_token`. Per item: picture, question, answer and
-    prediction (letters), right, and score_A, error_A, ...: log-likelihood and its standard error, in nats. Raises
-    `ValueError` for a sample without choices.
+    prediction (letters), right, and score_A, error_A, ...: log-likelihood and its standard error, in nats. The
+    choices of one length share their masks, so that they differ by less than their errors say. Raises `ValueError` for
+    a sample without choices or with an answer that is none of them, `TypeError` for choices that are no texts.
     """
     choices = [_choices(sample, number) for number, sample in enumerate(samples)]
     letters = [[chr(ord("A") + i) for i in range(len(options))] for options in choices]
@@ -120,27 +121,24 @@ def _check(answers: Sequence[Sequence[Given]], questions: int, task: str) -> Non
 
 
 def _check_one(answer: Given, which: str, task: str) -> None:
-    text = TASKS[task].outputs == ("text",)
-    fits = isinstance(answer, str) if text else isinstance(answer, (Sequence, np.ndarray, torch.Tensor)) and not (
-        isinstance(answer, (str, bytes)))
-    if not fits:
+    written = TASKS[task].outputs == ("text",)
+    if isinstance(answer, str) != written or not hasattr(answer, "__len__"):
         raise TypeError(f"{which} is a {type(answer).__name__}, but task {task!r} is answered in " + (
-            "text: give a str" if text else "pictures: give the codes of one, from OmniDiffusion.image_codes"))
-    if not len(answer) or text and not answer.strip():
+            "text: give a str" if written else "pictures: give the codes of one, from OmniDiffusion.image_codes"))
+    if not len(answer.strip() if written else answer):
         raise ValueError(f"{which} is empty: give a text of at least one word, or the codes of a picture")
 
 
 def _choices(sample: Sample, number: int) -> list[str]:
     """A sample's options, at least two, the right one among them."""
     choices = meta(sample, "choices")
-    if isinstance(choices, str) or not all(isinstance(choice, str) for choice in choices):
+    if not isinstance(choices, (list, tuple)) or not all(isinstance(choice, str) for choice in choices):
         raise TypeError(f"sample {number}: meta 'choices' is {choices!r}: give a list of strings")
     if len(choices) < 2:
         raise ValueError(f"sample {number} has {len(choices)} choices: take questions with at least two, such as "
                          "world.benchmarks.seed_bench draws")
-    answer = meta(sample, "answer").strip()
-    letters = [chr(ord("A") + i) for i in range(len(choices))]
-    if answer.upper() not in letters and answer not in choices:
+    answer, letters = meta(sample, "answer").strip(), [chr(ord("A") + i) for i in range(len(choices))]
+    if (len(answer) != 1 and answer not in choices) or right_letter(sample) not in letters:
         raise ValueError(f"sample {number}: meta 'answer' is {answer!r}: give one of {', '.join(letters)}, or one of "
-                         "the choices")
+                         "the choices in words")
     return list(choices)

@@ -63,7 +63,7 @@ def candidate_sets(samples: Sequence[Sample], candidates: int, seed: int = 0) ->
     captions = [_caption(sample) for sample in samples]
     for number, sample in enumerate(samples):
         if len(shown := media_refs(sample, "user")[0]) != 1:
-            raise ValueError(f"sample {number} shows {len(shown)} pictures: give captioning samples, which show one each")
+            raise ValueError(f"sample {number} shows {len(shown)} pictures: give captioning samples, of one picture")
     right = [{caption, *reference_captions(sample)} for caption, sample in zip(captions, samples)]
     sets = []
     for i, caption in enumerate(captions):

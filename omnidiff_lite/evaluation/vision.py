@@ -137,7 +137,7 @@ def multiple_choice_accuracy(answers: Sequence[str], predictions: Sequence[str |
     """Percent of questions whose generated letter is the right one.
 
     The benchmark's authors rank the options by likelihood instead, which a masked diffusion model has no exact form
-    of; the paper does not say how it scored.
+    of (a bound: `evaluation.likelihood.evaluate_choices`); the paper does not say how it scored.
     """
     right = [chosen_letter(p) == a.strip().upper() for p, a in zip(predictions, answers, strict=True)]
     return proportion_interval(right, groups=pictures, **settings.resampling).scaled(100)
