@@ -117,6 +117,35 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(to_markdown(comparison(evaluate_task(options.task, model, judges, items, preset, options.seed))))
 
 
+def _benchmark_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", choices=("librispeech", "libritts", "pope", "mme", "seed2plus", "mmmu"))
+    parser.add_argument("directory", type=Path, help="its files, as published")
+    parser.add_argument("--pictures", type=Path, help="the folder of its pictures, where they lie elsewhere")
+    parser.add_argument("--part", help="one strategy of POPE, or one subtask of MME (default: all)")
+    parser.add_argument("--items", type=int, help="only the first so many (default: all)")
+    parser.add_argument("--preset", default="smoke", help="whose checkpoint and judges (default smoke)")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+@command("benchmark", "Score a checkpoint on a published benchmark's own files, with intervals.",
+         "omnidiff benchmark pope POPE/output/coco --pictures COCO/val2014 --part adversarial")
+@arguments(_benchmark_arguments)
+def _benchmark(options: argparse.Namespace) -> None:
+    from omnidiff_lite.artifacts import Artifacts
+    from omnidiff_lite.config import load_preset
+    from omnidiff_lite.data.benchmark_files import read_benchmark
+    from omnidiff_lite.evaluation.benchmarks import evaluate_benchmark
+    from omnidiff_lite.evaluation.requests import Settings
+    from omnidiff_lite.evaluation.suite import finished_system
+    from omnidiff_lite.evaluation.tables import comparison, to_markdown
+
+    preset = load_preset(options.preset)
+    rows = read_benchmark(options.name, options.directory, options.items, part=options.part, pictures=options.pictures)
+    model, judges = finished_system(preset, Artifacts.of(preset.name))
+    records = evaluate_benchmark(options.name, model, judges, rows, Settings.of(preset, seed=options.seed))
+    print(to_markdown(comparison(records)))
+
+
 def _table_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("table", choices=[*sorted(TABLES), "aims"], help="a table of the paper, or what was aimed at")
     parser.add_argument("--preset", default="smoke")

@@ -76,6 +76,7 @@ def test_a_timing_is_shown_and_filed_under_its_own_name(results, capsys):
     (["table", "1", "--preset", "nonsense"], "no preset 'nonsense'"),
     (["train", "--stage", "1", "--set", "training.gamma=["], "is no value"),
     (["evaluate", "asr"], "run notebook 05"),
+    (["benchmark", "pope", "nowhere"], "nowhere: no such folder; give the directory of pope"),
     (["generate"], "no input"),
     (["generate", "--text", "hi"], "make reproduce"),
     (["tokenize", "no.jsonl", "--out", "x.safetensors"], "no.jsonl"),

@@ -57,7 +57,7 @@ def decode(model: Denoiser, prompt_ids: Tensor | Sequence[Any] | None, config: D
     inputs.
     """
     prompts = embed_prompts(model, prompt_ids, prompt_embeds)
-    canvases = _canvases(config, model.config.mask_token_id, len(prompts), canvas, lengths)
+    canvases = starting_canvases(config, model.config.mask_token_id, len(prompts), canvas, lengths)
     seeds = [config.seed + b for b in range(len(prompts))] if seeds is None else list(seeds)
     return _Decoder(model, config, prompts, canvases, seeds, laid_out=canvas is not None).run()
 
@@ -148,24 +148,18 @@ class _Decoder:
         """Candidate and confidence of each masked position, [M] both, on the CPU."""
         config = self.config
         logits = self.layout.logits(self.canvas, sequence, position, active)
-        device = logits.device
+        allowed = said = None
         if self.allowed is not None:
             table, group = self.allowed
-            logits = logits.masked_fill(~table[group[sequence, position]].to(device), -torch.inf)
-        if config.temperature > 0:
-            logits = logits / config.temperature
-        if config.top_p is not None and config.top_p < 1:
-            logits = filters.keep_top_p(logits, config.top_p)
-        if config.top_k is not None:
-            logits = filters.keep_top_k(logits, config.top_k)
+            allowed = table[group[sequence, position]]
         if config.repetition_penalty != 1 and not first:
-            said = self.canvas.masked_fill(self.given | (self.canvas == self.mask), 0)[sequence].to(device)
-            logits = filters.repetition_penalty(logits, said, config.repetition_penalty)
+            said = self.canvas.masked_fill(self.given | (self.canvas == self.mask), 0)[sequence]
+        logits = filters.filtered(logits, config, allowed, said)
         if config.position_penalty != 1:
             logits = self._position_penalty(logits, sequence, position)
         probabilities = logits.softmax(-1)
         if config.temperature > 0:
-            tokens = filters.draw(probabilities, self._uniform(sequence).to(device))
+            tokens = filters.draw(probabilities, self._uniform(sequence).to(logits.device))
         else:
             tokens = probabilities.argmax(-1)
         return tokens.cpu(), filters.confidence(probabilities, tokens, config.algorithm).cpu()
@@ -203,8 +197,9 @@ class _Decoder:
         return sure.topk(min(count, len(sure))).indices
 
 
-def _canvases(config: DecodingConfig, mask: int, batch: int, canvas: Canvas | Sequence[Canvas] | None,
-              lengths: int | Sequence[int] | None) -> list[Canvas]:
+def starting_canvases(config: DecodingConfig, mask: int, batch: int, canvas: Canvas | Sequence[Canvas] | None,
+                      lengths: int | Sequence[int] | None) -> list[Canvas]:
+    """One canvas for each of `batch` prompts, from what `decode` was given. Raises `ConfigError` where that fails."""
     if canvas is not None:
         canvases = [canvas] * batch if isinstance(canvas, Canvas) else list(canvas)
     else:

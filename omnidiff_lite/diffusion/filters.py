@@ -6,8 +6,13 @@ All work on rows [M,V], one for each masked position of a batch, and are applied
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from omnidiff_lite.diffusion.settings import DecodingConfig
 
 LIKELY = 128  # ids that `keep_top_p` looks at first
 DROPPED = torch.finfo(torch.float32).min  # as released: the lowest finite number, so that a row never becomes NaN
@@ -46,6 +51,25 @@ def repetition_penalty(logits: Tensor, generated: Tensor, factor: float) -> Tens
     """Penalise once each id in `generated` [M,K]. Entries 0 say nothing: id 0 is never penalised, as released."""
     values = logits.gather(-1, generated)
     return logits.scatter(-1, generated, torch.where(generated != 0, penalise(values, factor), values))
+
+
+def filtered(logits: Tensor, config: DecodingConfig, allowed: Tensor | None, said: Tensor | None) -> Tensor:
+    """What `config` asks for of the above: allowed ids, temperature, top-p, top-k, repetition penalty, in this order.
+
+    `allowed` bool [M,V]: which ids a row may become, None: any. `said` [M,K]: the ids that it decoded already, 0 where
+    there is none. Both may lie on another device.
+    """
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed.to(logits.device), -torch.inf)
+    if config.temperature > 0:
+        logits = logits / config.temperature
+    if config.top_p is not None and config.top_p < 1:
+        logits = keep_top_p(logits, config.top_p)
+    if config.top_k is not None:
+        logits = keep_top_k(logits, config.top_k)
+    if config.repetition_penalty != 1 and said is not None:
+        logits = repetition_penalty(logits, said.to(logits.device), config.repetition_penalty)
+    return logits
 
 
 def ramp_penalty(logits: Tensor, rank: Tensor, rows: Tensor, largest: float, free: int) -> Tensor:

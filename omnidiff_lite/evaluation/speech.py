@@ -123,14 +123,14 @@ def evaluate_tts(model: Model, judge: Recogniser, samples: Sequence[Sample], set
     """
     waves = [answer.speech for answer in ask(model, samples, settings, to="speech", task="tts")]
     items = _heard(judge, waves, [meta(sample, "text") for sample in samples])
-    return _speech_records(items, settings, skip_silent), items
+    return speech_records(items, settings, skip_silent), items
 
 
 def evaluate_recordings(judge: Recogniser, waves: Sequence[Waveform], texts: Sequence[str],
                         settings: Settings = Settings(row="real data (ceiling)")) -> tuple[list[Record], pd.DataFrame]:
     """The judge on recordings whose text is known: the WER that no synthesis can be expected to beat."""
     items = _heard(judge, waves, texts)
-    return _speech_records(items, settings, False), items
+    return speech_records(items, settings, False), items
 
 
 def resynthesize(tokenizer: object, decoder: object, waves: Sequence[Waveform]) -> list[Waveform]:
@@ -157,7 +157,8 @@ def _heard(judge: Recogniser, waves: Sequence[Waveform | None], texts: Sequence[
     return items
 
 
-def _speech_records(items: pd.DataFrame, settings: Settings, skip_silent: bool) -> list[Record]:
+def speech_records(items: pd.DataFrame, settings: Settings, skip_silent: bool) -> list[Record]:
+    """tts_wer and tts_silent of the table per item that the evaluations of speech give."""
     silent = items["seconds"] == 0
     records = measured(TABLE, settings.row, settings.seed, {
         "tts_silent": proportion_interval(silent, **settings.resampling).scaled(100)})

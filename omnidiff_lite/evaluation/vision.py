@@ -137,7 +137,7 @@ def multiple_choice_accuracy(answers: Sequence[str], predictions: Sequence[str |
     """Percent of questions whose generated letter is the right one.
 
     The benchmark's authors rank the options by likelihood instead, which a masked diffusion model has no exact form
-    of; the paper does not say how it scored.
+    of (a bound: `evaluation.likelihood.evaluate_choices`); the paper does not say how it scored.
     """
     right = [chosen_letter(p) == a.strip().upper() for p, a in zip(predictions, answers, strict=True)]
     return proportion_interval(right, groups=pictures, **settings.resampling).scaled(100)
@@ -148,13 +148,14 @@ def evaluate_seed_bench(model: Model, samples: Sequence[Sample], settings: Setti
     """Multiple choice over charts, maps and pages (meta "answer": a letter, or one of meta "choices").
     Column seed2plus."""
     items = ask_questions(model, samples, settings, task=task)
-    items["answer"] = [_letter(sample) for sample in samples]
+    items["answer"] = [right_letter(sample) for sample in samples]
     score = multiple_choice_accuracy(items["answer"], items["prediction"], items["picture"], settings)
     items["right"] = [chosen_letter(p) == a for p, a in zip(items["prediction"], items["answer"])]
     return measured(TABLE, settings.row, settings.seed, {"seed2plus": score}), items
 
 
-def _letter(sample: Sample) -> str:
+def right_letter(sample: Sample) -> str:
+    """The right option's letter (meta "answer": the letter itself, or the words of one of meta "choices")."""
     answer = meta(sample, "answer").strip()
     return answer.upper() if len(answer) == 1 else chr(ord("A") + list(meta(sample, "choices")).index(answer))
 
@@ -167,9 +168,14 @@ def ask_questions(model: Model, samples: Sequence[Sample], settings: Settings, *
     """
     answers = ask(model, samples, settings, to=("text", "speech") if judge else "text", task=task)
     texts = transcribe_all(judge, [a.speech for a in answers]) if judge else [a.text or "" for a in answers]
-    return pd.DataFrame({"picture": [str(s.meta.get("image", " ".join(media_refs(s, "user")[0]))) for s in samples],
+    return pd.DataFrame({"picture": [picture_of(s) for s in samples],
                          "question": [s.meta.get("question", "") for s in samples],
                          "answer": [meta(s, "answer").strip() for s in samples], "prediction": texts})
+
+
+def picture_of(sample: Sample) -> str:
+    """Which picture a question is about: its number in meta "image", or its reference."""
+    return str(sample.meta.get("image", " ".join(media_refs(sample, "user")[0])))
 
 
 # --- captioning ------------------------------------------------------------------------------------------------------

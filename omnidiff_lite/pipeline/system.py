@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from omnidiff_lite.pipeline.answers import Answer, read_answer
 from omnidiff_lite.artifacts import results_root
+from omnidiff_lite.autoregression import decode_autoregressive
 from omnidiff_lite.backbone import Denoiser
 from omnidiff_lite.chat import ChatEncoder, SpeechTokens, build_messages, released_inference_messages
 from omnidiff_lite.config import Preset, to_dict
@@ -35,7 +37,11 @@ from omnidiff_lite.weights import CheckpointError, write_json
 
 
 class OmniDiffusion:
-    """A denoiser, the tokenizers round it, and the settings that belong to both."""
+    """A denoiser, the tokenizers round it, and the settings that belong to both.
+
+    A causal denoiser, the autoregressive twin, is asked alike and answers from left to right: what orders a canvas's
+    decisions (steps, blocks, pre-filling and their like) says nothing to it.
+    """
 
     def __init__(self, denoiser: Denoiser, tokenizers: Tokenizers, settings: SystemSettings) -> None:
         if denoiser.config.vocab_size != tokenizers.vocabulary.size:
@@ -131,8 +137,10 @@ class OmniDiffusion:
                 ) -> list[Answer]:
         released = decoding_style(self.settings, decoding)[0] == "released"
         config = decoding_config(self.settings, requests[0].task, outputs, decoding, self.chat, self.side)
+        # From left to right speech begins where the text is over: a fixed place would cut the text or come too late.
+        prefill = {} if self.denoiser.config.is_causal else config.prefill
         # The released script decodes plain masks, any of which may become any id.
-        canvases = None if released else [answer_canvas_of(self.settings, self.tokenizers, r, outputs, config.prefill)
+        canvases = None if released else [answer_canvas_of(self.settings, self.tokenizers, r, outputs, prefill)
                                           for r in requests]
         result = self._decode(self.prompts(requests, released), canvases, config, seeds)
         return [read_answer(result, i, self.side, self.tokenizers, outputs, seed, released)
@@ -142,7 +150,9 @@ class OmniDiffusion:
                 seeds: list[int]) -> DecodeResult:
         ids = [torch.tensor(p, device=self.device) for p, _ in prompts]
         embeds = [self.denoiser.embed(i[None], f[None].to(self.device))[0] for i, (_, f) in zip(ids, prompts)]
-        return decode(self.denoiser, ids, config, prompt_embeds=embeds, canvas=canvases, seeds=seeds)
+        vocabulary = self.tokenizers.vocabulary
+        run = partial(decode_autoregressive, ends=(vocabulary.im_end,)) if self.denoiser.config.is_causal else decode
+        return run(self.denoiser, ids, config, prompt_embeds=embeds, canvas=canvases, seeds=seeds)
 
     # --- from media to a prompt ---------------------------------------------------------------------------------------
 
@@ -185,8 +195,9 @@ class OmniDiffusion:
                 prompt: str = "", decoding: Decoding = None, seed: int = 0) -> Answer:
         """Redraw what `mask` covers (bool [H, W], or a PIL picture, white = redraw), guided by `prompt`.
 
-        The covered tokens become [MASK] and the others stay (figure 6 of the paper; no extra training). The mask is
-        cut like the picture: shorter side, centred. Raises `RequestError` for a mask of another shape or an empty one.
+        The covered tokens become [MASK] and the others stay (figure 6 of the paper; no extra training). A causal
+        denoiser paints row by row and sees only what comes before: above, and to the left. The mask is cut like the
+        picture: shorter side, centred. Raises `RequestError` for a mask of another shape or an empty one.
         """
         picture = image.load() if isinstance(image, Image) else load_image(image)
         size, factor = self.settings.generation_size, self.tokenizers.image.config.factor

@@ -1,0 +1,73 @@
+"""The protocols of tables 1 and 2 on the benchmarks' own files, read by `data.benchmark_files`.
+
+    records = evaluate_benchmark("pope", model, judges, read_benchmark("pope", directory), settings)
+
+The same functions score the embedded world's items in notebooks 07 and 08.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from omnidiff_lite.chat import Sample
+from omnidiff_lite.evaluation.judges import Judges
+from omnidiff_lite.evaluation.records import Record, measured
+from omnidiff_lite.evaluation.requests import Model, Settings, meta, reference_speech
+from omnidiff_lite.evaluation.speech import evaluate_asr, evaluate_recordings, evaluate_tts, speech_records
+from omnidiff_lite.evaluation.vision import (TABLE, ask_questions, evaluate_mme, evaluate_pope,
+                                             multiple_choice_accuracy)
+
+
+def evaluate_benchmark(name: str, model: Model, judges: Judges, samples: Sequence[Sample],
+                       settings: Settings = Settings()) -> list[Record]:
+    """Records of one benchmark's rows, with the columns of the kit's own tables.
+
+    LibriTTS also gets the judge's ceiling on its recordings. Raises `KeyError` for a name that no reader has.
+    """
+    return _PROTOCOLS[name](model, judges, samples, settings)
+
+
+def _librispeech(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:
+    return evaluate_asr(model, samples, settings)[0]
+
+
+def _libritts(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:
+    """An answer without speech is wrong; the row of the released script, which skips it, stands beside."""
+    kept, items = evaluate_tts(model, judges.recognition, samples, settings)
+    skipped = speech_records(items, settings, skip_silent=True)
+    ceiling = evaluate_recordings(judges.recognition, reference_speech(samples, settings),
+                                  [meta(sample, "text") for sample in samples],
+                                  replace(settings, row="real data (ceiling)"))[0]
+    flattered = f"{settings.row}, silent answers skipped"
+    return kept + [replace(r, row=flattered) for r in skipped if r.column == "tts_wer"] + ceiling
+
+
+def _pope(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:
+    """Five figures for each strategy that the rows hold."""
+    records = []
+    for strategy in dict.fromkeys(meta(sample, "strategy") for sample in samples):
+        rows = [sample for sample in samples if sample.meta["strategy"] == strategy]
+        records += evaluate_pope(model, rows, settings, name=f"pope_{strategy}")[0]
+    return records
+
+
+def _mme(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:
+    return evaluate_mme(model, samples, settings)[0]
+
+
+def _choices(column: str) -> Callable[..., list[Record]]:
+    """Percent of generated letters that are right, over the questions with one picture: a request has one."""
+    def evaluate(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:
+        asked = [sample for sample in samples if len(sample.images) == 1]
+        if not asked:
+            raise ValueError("every question shows several pictures, and a request has one; read more rows")
+        items = ask_questions(model, asked, settings, task="vqa")
+        score = multiple_choice_accuracy(items["answer"], items["prediction"], items["picture"], settings)
+        return measured(TABLE, settings.row, settings.seed, {column: score})
+    return evaluate
+
+
+_PROTOCOLS: dict[str, Callable[..., list[Record]]] = {
+    "librispeech": _librispeech, "libritts": _libritts, "pope": _pope, "mme": _mme,
+    "seed2plus": _choices("seed2plus"), "mmmu": _choices("mmmu_val")}
