@@ -10,10 +10,13 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from omnidiff_lite.artifacts import CLONE
+import pandas as pd
+
+from omnidiff_lite.artifacts import CLONE, Artifacts
+from omnidiff_lite.evaluation.aims import aims_table
 from omnidiff_lite.evaluation.records import read_records
 
-PRESETS = ("smoke",)  # whose results are in the clone
+PRESETS = ("smoke", "cpu")  # whose results are in the clone
 
 
 def update(readme: Path = CLONE / "README.md", root: Path = CLONE / "results") -> None:
@@ -64,4 +67,13 @@ def hardware(written: str, root: Path) -> str:
     return f"Minutes and GiB of memory, as measured ({'; '.join(named)}).\n"
 
 
-PARTS: dict[str, Callable[[str, Path], str]] = {"notebooks": notebooks_table, "hardware": hardware}
+def aims(written: str, root: Path) -> str:
+    """What `cpu` set out to reach, and what its committed run did."""
+    frame = aims_table(Artifacts("cpu", root))
+    n = [f"{n:.0f}" if pd.notna(n) else "" for n in frame["n"]]
+    shown = pd.DataFrame({"aim": frame["aim"], "asked": frame["asked"], "value [95 %]": frame["shown"], "n": n,
+                          "reached": frame["reached"], "ceiling": frame["ceiling"]})
+    return shown.to_markdown(index=False, disable_numparse=True) + "\n"
+
+
+PARTS: dict[str, Callable[[str, Path], str]] = {"notebooks": notebooks_table, "hardware": hardware, "aims": aims}

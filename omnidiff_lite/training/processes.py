@@ -73,7 +73,8 @@ def threads(number: int) -> Iterator[None]:
 
 def _member(rank: int, size: int, port: int, cores: int, function: Callable[[], Any]) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
+                   "OMP_NUM_THREADS": str(cores)}  # or accelerate warns that it chooses
     torch.set_num_threads(cores)
     try:
         function()
