@@ -87,7 +87,7 @@ def test_a_notebook_that_shows_other_metrics_runs_again_when_they_change(two_not
     run, _, tmp_path = two_notebooks
     monkeypatch.setattr(road, "ROAD", (road.Step("01_make", metrics=("table1",)), road.Step("02_use")))
     (tmp_path / "results/smoke/work").mkdir(parents=True)
-    (tmp_path / "results/smoke/work/number.txt").write_text("1")
+    (tmp_path / "results" / "smoke" / "work" / "number.txt").write_text("1")
     run()
     other = tmp_path / "results" / "smoke" / "metrics" / "table1.json"
     other.write_text("[]")
@@ -119,7 +119,7 @@ def test_a_run_then_nothing_to_do_then_only_what_changed(two_notebooks, capsys):
     run(seed=3, only=["02"], force=True)
     assert capsys.readouterr().out.count("02_use: forced") == 1
 
-    (tmp_path / "results/smoke/work/number.txt").write_text("8")  # tampered with
+    (tmp_path / "results" / "smoke" / "work" / "number.txt").write_text("8")  # tampered with
     run(seed=3, only=["01"])
     assert "changed by something else" in capsys.readouterr().out
 

@@ -12,11 +12,10 @@ from dataclasses import replace
 
 from omnidiff_lite.chat import Sample
 from omnidiff_lite.evaluation.judges import Judges
-from omnidiff_lite.evaluation.records import Record, measured
+from omnidiff_lite.evaluation.records import Record
 from omnidiff_lite.evaluation.requests import Model, Settings, meta, reference_speech
 from omnidiff_lite.evaluation.speech import evaluate_asr, evaluate_recordings, evaluate_tts, speech_records
-from omnidiff_lite.evaluation.vision import (TABLE, ask_questions, evaluate_mme, evaluate_pope,
-                                             multiple_choice_accuracy)
+from omnidiff_lite.evaluation.vision import evaluate_mme, evaluate_pope, evaluate_seed_bench
 
 
 def evaluate_benchmark(name: str, model: Model, judges: Judges, samples: Sequence[Sample],
@@ -62,9 +61,7 @@ def _choices(column: str) -> Callable[..., list[Record]]:
         asked = [sample for sample in samples if len(sample.images) == 1]
         if not asked:
             raise ValueError("every question shows several pictures, and a request has one; read more rows")
-        items = ask_questions(model, asked, settings, task="vqa")
-        score = multiple_choice_accuracy(items["answer"], items["prediction"], items["picture"], settings)
-        return measured(TABLE, settings.row, settings.seed, {column: score})
+        return evaluate_seed_bench(model, asked, settings, name=column)[0]
     return evaluate
 
 

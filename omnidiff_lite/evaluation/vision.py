@@ -144,14 +144,14 @@ def multiple_choice_accuracy(answers: Sequence[str], predictions: Sequence[str |
 
 
 def evaluate_seed_bench(model: Model, samples: Sequence[Sample], settings: Settings = Settings(), *,
-                        task: str = "vqa") -> tuple[list[Record], pd.DataFrame]:
-    """Multiple choice over charts, maps and pages (meta "answer": a letter, or one of meta "choices").
-    Column seed2plus."""
+                        name: str = "seed2plus", task: str = "vqa") -> tuple[list[Record], pd.DataFrame]:
+    """Multiple choice over charts, maps and pages (meta "answer": a letter, or one of meta "choices"), or MMMU's.
+    Column `name`."""
     items = ask_questions(model, samples, settings, task=task)
     items["answer"] = [right_letter(sample) for sample in samples]
     score = multiple_choice_accuracy(items["answer"], items["prediction"], items["picture"], settings)
     items["right"] = [chosen_letter(p) == a for p, a in zip(items["prediction"], items["answer"])]
-    return measured(TABLE, settings.row, settings.seed, {"seed2plus": score}), items
+    return measured(TABLE, settings.row, settings.seed, {name: score}), items
 
 
 def right_letter(sample: Sample) -> str:
