@@ -62,6 +62,11 @@ class Artifacts:
         return self.dir / "checkpoint"
 
     @property
+    def twin(self) -> Path:
+        """The autoregressive twin's denoiser; the rest of its system is the checkpoint's."""
+        return self.dir / "twin"
+
+    @property
     def metrics(self) -> Path:
         return self._made(self.dir / "metrics")
 

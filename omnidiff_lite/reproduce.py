@@ -35,6 +35,7 @@ class RoadError(RuntimeError):
 
 CHECKPOINT = "checkpoint"
 JUDGES = "judges"
+TWIN = "twin"
 ROAD = (
     Step("01_tokenization"),
     Step("02_training_the_tokenizers", makes=("work/tokenizers", JUDGES), ignores=("denoiser", "training", "decoding")),
@@ -42,6 +43,7 @@ ROAD = (
     Step("04_stage2_speech_vision_language", ("work/tokenizers", "work/stage1"), ("work/stage2",)),
     Step("05_stage3_speech_driven_visual_interaction", ("work/tokenizers", "work/stage1", "work/stage2"),
          ("work/stage3", CHECKPOINT)),
+    Step("14_autoregressive_twin", (CHECKPOINT,), (TWIN,)),
     Step("06_inference_tricks", (CHECKPOINT, JUDGES)),
     Step("07_table1_speech", (CHECKPOINT, JUDGES)),
     Step("08_table2_vision", (CHECKPOINT, JUDGES)),

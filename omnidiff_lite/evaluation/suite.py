@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from omnidiff_lite.artifacts import Artifacts
+from omnidiff_lite.backbone import Denoiser
 from omnidiff_lite.chat import AUDIO, IMAGE, Sample
 from omnidiff_lite.config import Preset
 from omnidiff_lite.evaluation.alignment import evaluate_s2i, evaluate_t2i
@@ -27,6 +28,16 @@ def finished_system(preset: Preset, artifacts: Artifacts) -> tuple[OmniDiffusion
     judges = artifacts.require(artifacts.judges, "02_training_the_tokenizers")
     model = OmniDiffusion.from_pretrained(checkpoint, dtype="auto")
     return model, load_judges(preset, judges).to(model.device)
+
+
+def autoregressive_twin(model: OmniDiffusion, artifacts: Artifacts) -> OmniDiffusion:
+    """What notebook 14 made: `model` with a causal denoiser, trained alike, in place of its own.
+
+    Raises `MissingArtifact` naming the notebook to run first.
+    """
+    denoiser = Denoiser.from_pretrained(artifacts.require(artifacts.twin, "14_autoregressive_twin"),
+                                        dtype=model.denoiser.dtype).to(model.device)
+    return OmniDiffusion(denoiser, model.tokenizers, model.settings)
 
 
 def evaluate_task(task: str, model: Model, judges: Judges, samples: Sequence[Sample], preset: Preset,

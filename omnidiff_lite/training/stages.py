@@ -46,19 +46,20 @@ STAGES = {
 def run_stage(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser | str | Path | None,
               out_dir: str | Path, cache_dir: str | Path, seed: int = 0, *, datasets: Datasets | None = None,
               held_out: Datasets | None = None, workers: int = 0, resume: Resume = True, progress: bool = True,
-              stop_after: int | None = None) -> tuple[Denoiser, pd.DataFrame]:
+              stop_after: int | None = None, causal: bool = False) -> tuple[Denoiser, pd.DataFrame]:
     """Build the data of a stage, train, validate, and save `out_dir/denoiser`; returns the denoiser and its log.
 
     `init`: what training starts from (changed in place if it is a Denoiser and one process trains); None draws fresh
-    weights, which only stage 1 may. On a CPU `training.processes` of them share each step's rows. `datasets`: training
-    samples by task in place of the embedded world's, and `held_out` those to validate on (none: no validation). Under
-    `out_dir`: denoiser/, log.csv, validation.csv, tensorboard/, checkpoints/. The rest as in `train_stage`.
+    weights, which only stage 1 may. `causal`: those of the autoregressive twin, which see only what came before. On a
+    CPU `training.processes` of them share each step's rows. `datasets`: training samples by task in place of the
+    embedded world's, and `held_out` those to validate on (none: no validation). Under `out_dir`: denoiser/, log.csv,
+    validation.csv, tensorboard/, checkpoints/. The rest as in `train_stage`.
     Raises `TrainingError` for a missing `init` or a task without a number of samples.
     """
     mix = stage_config(preset, stage).mix
-    denoiser = _start(preset, stage, tokenizers, init, seed)
+    denoiser = _start(preset, stage, tokenizers, init, seed, causal)
     again = partial(run_stage, preset, stage, tokenizers, init, out_dir, cache_dir, seed, datasets=datasets,
-                    held_out=held_out, resume=resume, progress=progress, stop_after=stop_after)
+                    held_out=held_out, resume=resume, progress=progress, stop_after=stop_after, causal=causal)
     if datasets is None:
         datasets, held_out = (world_data(preset, tokenizers, mix, split, seed, cache_dir, workers, progress)
                                for split in ("train", "validation"))
@@ -90,14 +91,17 @@ def new_denoiser(preset: Preset, tokenizers: Tokenizers, seed: int = 0, **fields
                                              speech_dim=tokenizers.speech_encoder.config.dim, **fields))
 
 
-def _start(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser | str | Path | None, seed: int
-           ) -> Denoiser:
+def _start(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser | str | Path | None, seed: int,
+           causal: bool) -> Denoiser:
     if init is None:
         if stage > 1:
             raise TrainingError(f"stage {stage} starts from the denoiser of stage {stage - 1}: give it, or the folder "
                                 f"stage{stage - 1}/denoiser where run_stage saved it, as init")
-        return new_denoiser(preset, tokenizers, seed)
+        return new_denoiser(preset, tokenizers, seed, is_causal=causal)
     denoiser = init if isinstance(init, Denoiser) else Denoiser.from_pretrained(init)
+    if causal and not denoiser.config.is_causal:
+        raise TrainingError(f"stage {stage} of the autoregressive twin starts from a causal denoiser; this one sees "
+                            "both ways")
     if denoiser.config.vocab_size != tokenizers.vocabulary.size:
         raise TrainingError(f"the denoiser has {denoiser.config.vocab_size} ids, the tokenizers "
                             f"{tokenizers.vocabulary.size}: they are not of one system; use those it was trained with")
