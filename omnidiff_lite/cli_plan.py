@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING, Any
 
 from omnidiff_lite.cli_registry import arguments, command, load, overrides, preset_arguments
+
+if TYPE_CHECKING:
+    from omnidiff_lite.artifacts import Artifacts
+    from omnidiff_lite.config import Preset
 
 
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,23 +34,50 @@ def _plan(options: argparse.Namespace) -> None:
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
     preset_arguments(parser)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default cpu)")
-    parser.add_argument("--dtype", default="bfloat16", help="of the denoiser: bfloat16, float16 or float32")
-    parser.add_argument("--tasks", nargs="+", choices=("t2i", "s2i", "tts"), default=["t2i", "s2i", "tts"])
-    parser.add_argument("--repeats", type=int, default=3, help="of each timing (default 3)")
-    parser.add_argument("--compiled", action="store_true", help="torch.compile of the denoiser")
+    parser.add_argument("--dtype", help="of the denoiser: bfloat16, float16 or float32 (default: as stored; of random "
+                        "weights bfloat16)")
+    parser.add_argument("--tasks", nargs="+", choices=("t2i", "s2i", "tts"), help="default: t2i tts; of random weights "
+                        "all")
+    parser.add_argument("--repeats", type=int, default=3, help="of each timing with random weights (default 3)")
+    parser.add_argument("--items", type=int, default=24, help="answers of each way to decode, 8 at a time (default 24)")
+    parser.add_argument("--random", action="store_true", help="time random weights of the preset's size beside the "
+                        "paper's seconds, without quality; without a checkpoint of the preset this is done anyway")
+    parser.add_argument("--compiled", action="store_true", help="torch.compile of the denoiser with random weights")
 
 
-@command("bench", "Time pictures and speech at a preset's size, or at a size between ('middle'), with random weights.",
-         "omnidiff bench --preset full --device cuda --tasks t2i tts")
+@command("bench", "Ways to decode against the plain one and the autoregressive twin: quality, time, memory.",
+         "omnidiff bench --preset cpu\n         omnidiff bench --preset full --device cuda --tasks t2i tts")
 @arguments(_bench_arguments)
 def _bench(options: argparse.Namespace) -> None:
     from omnidiff_lite.artifacts import Artifacts
-    from omnidiff_lite.evaluation.records import write_records
-    from omnidiff_lite.plan.timing import bench, bench_name, beside_paper, timing_size
+    from omnidiff_lite.plan.timing import timing_size
 
-    preset, how = timing_size(options.preset, overrides(options))
-    records = bench(preset, options.device, options.dtype, tasks=options.tasks, repeats=options.repeats,
-                    compiled=options.compiled, **how)
-    name = bench_name(preset.name, options.device, options.dtype, options.compiled)
-    print(beside_paper(records).round(4).to_string())
-    print(write_records(Artifacts.of(preset.name).metrics / f"{name}.json", records))
+    preset, few = timing_size(options.preset, overrides(options))
+    artifacts = Artifacts.of(preset.name)
+    if options.random or options.compiled or not (artifacts.checkpoint / "system.json").exists():
+        _time_random_weights(options, preset, artifacts, few)
+    else:
+        _compare_decoders(options, preset, artifacts)
+
+
+def _time_random_weights(options: argparse.Namespace, preset: Preset, artifacts: Artifacts, few: dict[str, Any]) -> None:
+    from omnidiff_lite.evaluation.records import write_records
+    from omnidiff_lite.plan.timing import bench, bench_name, beside_paper
+
+    dtype = options.dtype or "bfloat16"
+    records = bench(preset, options.device, dtype, tasks=options.tasks or ["t2i", "s2i", "tts"],
+                    repeats=options.repeats, compiled=options.compiled, **few)
+    print(f"random weights of the size of {preset.name}:\n{beside_paper(records).round(4).to_string()}")
+    name = bench_name(preset.name, options.device, dtype, options.compiled)
+    print(write_records(artifacts.metrics / f"{name}.json", records))
+
+
+def _compare_decoders(options: argparse.Namespace, preset: Preset, artifacts: Artifacts) -> None:
+    from omnidiff_lite.evaluation.bench import bench, bench_file, bench_report
+    from omnidiff_lite.evaluation.records import write_records
+
+    items = {1: -(-options.items // 3), 8: options.items}
+    records = bench(preset, artifacts, options.device, tasks=options.tasks or ["t2i", "tts"], items=items,
+                    repeats=options.repeats, dtype=options.dtype or "auto")
+    print(bench_report(records))
+    print(write_records(artifacts.metrics / bench_file(options.device), records))

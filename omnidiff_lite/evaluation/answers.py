@@ -11,7 +11,7 @@ import pandas as pd
 
 from omnidiff_lite.chat import TASKS, Sample
 from omnidiff_lite.evaluation.records import Record, measured, missing
-from omnidiff_lite.evaluation.requests import Model, Settings, ask, meta
+from omnidiff_lite.evaluation.requests import Answer, Model, Settings, ask, meta
 from omnidiff_lite.evaluation.speech import Recogniser, compare, normalize_libritts, transcribe_all, wer
 from omnidiff_lite.evaluation.statistics import proportion_interval
 
@@ -25,15 +25,10 @@ def evaluate_answers(model: Model, samples: Sequence[Sample], settings: Settings
     """
     outputs = TASKS[task].outputs if judge else ("text",)
     answers = ask(model, samples, settings, to=outputs, task=task)
-    items = pd.DataFrame({"question": [s.meta.get("question", "") for s in samples],
-                          "answer": [meta(s, "answer") for s in samples],
-                          "prediction": [a.text or "" for a in answers]})
-    items["right"] = _same(items["prediction"], items["answer"])
+    items = answer_items(answers, samples, judge if "speech" in outputs else None)
     scores = {f"{task}_right": proportion_interval(items["right"], **settings.resampling).scaled(100)}
     if judge is None or "speech" not in outputs:
         return measured(table, settings.row, settings.seed, scores), items
-    items["heard"] = transcribe_all(judge, [a.speech for a in answers])
-    items["spoken_right"] = _same(items["heard"], items["answer"])
     scores[f"{task}_spoken_right"] = proportion_interval(items["spoken_right"], **settings.resampling).scaled(100)
     said = items[items["prediction"].map(lambda text: bool(normalize_libritts(text)))]
     if said.empty:
@@ -41,6 +36,19 @@ def evaluate_answers(model: Model, samples: Sequence[Sample], settings: Settings
             missing(table, settings.row, f"{task}_voice_wer", "no answer had a text")], items
     scores[f"{task}_voice_wer"] = wer(compare(said["prediction"], said["heard"], "libritts"), settings)
     return measured(table, settings.row, settings.seed, scores), items
+
+
+def answer_items(answers: Sequence[Answer], samples: Sequence[Sample], judge: Recogniser | None = None
+                 ) -> pd.DataFrame:
+    """Per item: question, answer (what is right), prediction, right; with `judge` also heard and spoken_right."""
+    items = pd.DataFrame({"question": [s.meta.get("question", "") for s in samples],
+                          "answer": [meta(s, "answer") for s in samples],
+                          "prediction": [a.text or "" for a in answers]})
+    items["right"] = _same(items["prediction"], items["answer"])
+    if judge is not None:
+        items["heard"] = transcribe_all(judge, [a.speech for a in answers])
+        items["spoken_right"] = _same(items["heard"], items["answer"])
+    return items
 
 
 def _same(predictions: pd.Series, answers: pd.Series) -> list[bool]:

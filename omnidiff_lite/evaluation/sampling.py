@@ -26,7 +26,8 @@ from omnidiff_lite.evaluation.statistics import Estimate, median_interval, ratio
 from omnidiff_lite.measure import seconds_of
 
 TABLE = "table3_sampling"
-NAMES = {"t2i": "text-to-image", "s2i": "speech-to-image", "tts": "text-to-speech"}
+NAMES = {"t2i": "text-to-image", "s2i": "speech-to-image", "tts": "text-to-speech", "asr": "speech-to-text",
+         "svqa": "spoken answer"}
 
 
 def sweep_images(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings = Settings(), *,

@@ -7,6 +7,7 @@ size the drawn template that overlaps it best once both are centred. What resemb
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -85,6 +86,13 @@ def score(image: Image.Image, scene: Scene, config: WorldConfig) -> dict[str, bo
         relation = holds(scene.relation, pair[0].cell, pair[1].cell)
     return verdict(same_shapes(seen.objects, scene.objects), same_objects(seen.objects, scene.objects), relation,
                    seen.background == scene.background)
+
+
+def repeats(image: Image.Image, scene: Scene, config: WorldConfig) -> bool:
+    """Whether a picture shows any object, by shape and colour, more often than the scene has it."""
+    shown, wanted = (Counter((item.shape, item.color) for item in objects)
+                     for objects in (analyse(image, config), scene.objects))
+    return any(shown[kind] > wanted[kind] > 0 for kind in shown)
 
 
 def _pixels(image: Image.Image, grid: int) -> np.ndarray:

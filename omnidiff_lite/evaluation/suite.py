@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
 from omnidiff_lite.artifacts import Artifacts
 from omnidiff_lite.backbone import Denoiser
 from omnidiff_lite.chat import AUDIO, IMAGE, Sample
@@ -19,14 +21,15 @@ from omnidiff_lite.evaluation.vision import evaluate_captioning
 from omnidiff_lite.pipeline import OmniDiffusion
 
 
-def finished_system(preset: Preset, artifacts: Artifacts) -> tuple[OmniDiffusion, Judges]:
-    """What notebooks 02 to 05 made, the denoiser computing in the precision that it is stored in (bfloat16).
+def finished_system(preset: Preset, artifacts: Artifacts, device: str | torch.device | None = None,
+                    dtype: torch.dtype | str = "auto") -> tuple[OmniDiffusion, Judges]:
+    """What notebooks 02 to 05 made, the denoiser computing in `dtype` ("auto": the precision that it is stored in).
 
-    Raises `MissingArtifact` naming the notebook to run first.
+    `device`: a GPU where there is one, unless named. Raises `MissingArtifact` naming the notebook to run first.
     """
     checkpoint = artifacts.require(artifacts.checkpoint, "05_stage3_speech_driven_visual_interaction")
     judges = artifacts.require(artifacts.judges, "02_training_the_tokenizers")
-    model = OmniDiffusion.from_pretrained(checkpoint, dtype="auto")
+    model = OmniDiffusion.from_pretrained(checkpoint, device, dtype=dtype)
     return model, load_judges(preset, judges).to(model.device)
 
 

@@ -1,0 +1,159 @@
+"""`omnidiff bench`: the fast decoder against a plain one and against the autoregressive twin, in quality and in time.
+
+    records = bench(load_preset("cpu"), Artifacts.of("cpu"))      # table `bench`
+    print(bench_report(records))
+
+Rows `exact/<ids>/<masks>/<device>`: the same canvases in less time, at three sizes of vocabulary. Rows
+`fast/<task>/<batch>/<device>/<way>`: the finished checkpoint, the same requests decoded in several ways in turn.
+Seconds of any size with random weights, beside the paper's, are `plan.timing`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+import numpy as np
+import pandas as pd
+import torch
+
+from omnidiff_lite.artifacts import Artifacts
+from omnidiff_lite.config import Preset
+from omnidiff_lite.diffusion.plain import decode_plain
+from omnidiff_lite.evaluation.decoding import Compared, Way, compare_decoding, decoding_by
+from omnidiff_lite.evaluation.judges import Judges
+from omnidiff_lite.evaluation.records import Record, measured, with_provenance
+from omnidiff_lite.evaluation.statistics import Estimate, median_interval, proportion_interval
+from omnidiff_lite.evaluation.suite import autoregressive_twin, finished_system
+from omnidiff_lite.pipeline import OmniDiffusion
+from omnidiff_lite.plan.device import Rates, device_name, device_of, measure_rates
+from omnidiff_lite.plan.exact_speed import exact_speed
+from omnidiff_lite.plan.floor import decoding_work
+from omnidiff_lite.provenance import provenance
+from omnidiff_lite.world.dataset import samples
+
+TABLE = "bench"
+IDS, MASKS = (2048, 25_000, 176_264), (64, 128, 256)
+ITEMS = {1: 8, 8: 24}  # batch size -> answers of each way; more of them make quality surer
+
+
+def bench(preset: Preset, artifacts: Artifacts, device: str | torch.device = "cpu", *,
+          tasks: Sequence[str] = ("t2i", "tts"), items: Mapping[int, int] = ITEMS, ids: Sequence[int] = IDS,
+          masks: Sequence[int] = MASKS, repeats: int = 3, dtype: str = "auto", seed: int = 0) -> list[Record]:
+    """All rows. `items`: batch size -> number of answers; `ids` and `masks`: sizes of the rows `exact`, each decoded
+    `repeats` times; `dtype`: of the checkpoint's denoiser ("auto": as stored).
+
+    Values are medians with bootstrap intervals: over repeats, or over batches. Raises `PlanError` for a device that is
+    not there, `MissingArtifact` naming the notebook to run first. Without the twin its rows are left out.
+    """
+    started, device = time.time(), device_of(device)
+    records = [record for size in ids for length in masks
+               for record in exact_records(size, length, device, repeats, seed)]
+    model, judges = finished_system(preset, artifacts, device, dtype)
+    twin = autoregressive_twin(model, artifacts) if artifacts.twin.exists() else None
+    rates = measure_rates(device, model.denoiser.dtype)
+    for task in tasks:
+        for batch, count in items.items():
+            found = compare_decoding(task, model, judges, samples(task, "test", count, seed, preset.world),
+                                     bench_ways(task, model, twin, preset), preset, batch=batch, seed=seed)
+            records += fast_records(found, f"fast/{task}/{batch}/{device.type}", model, rates)
+    return with_provenance(records, provenance(
+        preset, seed, started, device=device_name(device), dtype=str(model.denoiser.dtype).removeprefix("torch."),
+        checkpoint=model.settings.provenance))
+
+
+def bench_file(device: str | torch.device) -> str:
+    """The name of the file of records: each kind of device has its own."""
+    return "bench.json" if torch.device(device).type == "cpu" else f"bench_{torch.device(device).type}.json"
+
+
+def bench_ways(task: str, model: OmniDiffusion, twin: OmniDiffusion | None, preset: Preset) -> dict[str, Way]:
+    """What a task's requests are decoded in: `plain` and `exact` take all of the task's own steps."""
+    few = preset.evaluation.ratios[-1] if task == "tts" else preset.evaluation.steps[1]
+    surest = {"algorithm": "confidence", "threshold": 0.9}
+    ways = {"plain": Way(model=decoding_by(model, decode_plain)), "exact": Way(),
+            "cache": Way({"cache": "dual"}), "threshold 0.9": Way(surest),
+            "cache, threshold 0.9": Way({"cache": "dual", **surest}),
+            f"{few:g}L steps" if task == "tts" else f"{few} steps": Way({"steps": few})}
+    return ways if twin is None else ways | {"autoregressive twin": Way(model=twin)}
+
+
+# --- records --------------------------------------------------------------------------------------------------------
+
+
+def exact_records(ids: int, masks: int, device: torch.device, repeats: int, seed: int = 0) -> list[Record]:
+    """One row: `masks` masks over `ids` ids, a small denoiser of random weights, so that the vocabulary weighs most."""
+    found = exact_speed(ids, masks, device, repeats=repeats)
+    pairs = list(zip(found.plain, found.fast, strict=True))
+    times = {"ratio_to_plain": [plain / fast for plain, fast in pairs], "seconds": found.fast,
+             "plain_seconds": found.plain, "tokens_per_second": [masks / fast for fast in found.fast]}
+    same = Estimate(100.0 * found.same, None, None, repeats, "all canvases of all steps, or not")
+    return measured(TABLE, f"exact/{ids}/{masks}/{device.type}", seed,
+                    {name: median_interval(values) for name, values in times.items()} | {"identical": same})
+
+
+def fast_records(found: Compared, prefix: str, model: OmniDiffusion, rates: Rates) -> list[Record]:
+    """A row a way. `identical`: percent of the answers that are the plain decoder's, token for token."""
+    records = []
+    for way in found.items:
+        same = [np.array_equal(a.ids, b.ids) for a, b in zip(found.answers[way], found.answers["plain"])]
+        columns = {"quality": found.quality(way), "quality_minus_plain": found.change(way, "plain"),
+                   "identical": proportion_interval(same, **found.settings.resampling).scaled(100),
+                   **found.speed(way, "plain")}
+        if way in ("plain", "exact"):
+            columns |= _floor(found, way, model, rates)
+        records += measured(TABLE, f"{prefix}/{way}", found.settings.seed, columns)
+    return records
+
+
+def _floor(found: Compared, way: str, model: OmniDiffusion, rates: Rates) -> dict[str, Estimate]:
+    """The least seconds an answer: weights read once a pass for the whole batch, multiplications for each answer."""
+    passes = found.rounds.loc[found.rounds["way"] == way, "passes"].median()
+    length = round(median(len(answer.ids) for answer in found.answers[way]))
+    vocabulary, denoiser = model.tokenizers.vocabulary, model.denoiser
+    ids = vocabulary.image_range if found.task in ("t2i", "s2i") else vocabulary.speech_range
+    work = decoding_work(denoiser.config, 0, length, round(passes), number_bytes=denoiser.dtype.itemsize,
+                         allowed=len(ids))
+    return {"floor_bytes_s": _at(work.bytes / found.settings.batch, rates.bandwidth),
+            "floor_flops_s": _at(work.flops, rates.matmul)}
+
+
+def _at(amount: float, rate: Estimate) -> Estimate:
+    return Estimate(amount / rate.value, amount / rate.high, amount / rate.low, rate.n)
+
+
+# --- what is printed ------------------------------------------------------------------------------------------------
+
+
+# column of the records -> heading, digits, with its interval
+SHOWN = {"ratio_to_plain": ("x plain", 2, True), "identical": ("same %", 0, False), "quality": ("quality %", 1, True),
+         "quality_minus_plain": ("change", 1, True), "plain_seconds": ("plain s", 3, False), "seconds": ("s", 3, False),
+         "latency_s": ("whole s", 3, False), "tokens_per_second": ("tokens/s", 0, False),
+         "forward_passes": ("passes", 0, False), "memory_gib": ("GiB", 2, False),
+         "floor_bytes_s": ("floor: bytes", 4, False), "floor_flops_s": ("floor: FLOPs", 4, False)}
+
+
+def bench_report(records: Sequence[Record]) -> str:
+    """The rows of both kinds as two tables of text."""
+    return "\n\n".join(bench_table(records, kind).to_string() for kind in ("exact", "fast"))
+
+
+def bench_table(records: Sequence[Record], kind: str) -> pd.DataFrame:
+    """`kind` "exact" or "fast": a row a setting, in cells of text; seconds are an answer's. Quality is the task's own
+    (pictures all right, or words wrong), with its interval and n; the other intervals are in the records."""
+    rows: dict[str, dict[str, str]] = {}
+    for record in records:
+        if record.table == TABLE and record.row.startswith(f"{kind}/") and record.column in SHOWN:
+            heading, digits, ends = SHOWN[record.column]
+            rows.setdefault(record.row.removeprefix(f"{kind}/"), {})[heading] = _cell(record, digits, ends)
+    frame = pd.DataFrame.from_dict(rows, orient="index")
+    order = [heading for heading, *_ in SHOWN.values() if heading in frame]
+    return frame[order].fillna("").rename_axis(kind)
+
+
+def _cell(record: Record, digits: int, ends: bool) -> str:
+    text = f"{record.value:.{digits}f}"
+    if ends and record.low is not None:
+        text += f" [{record.low:.{digits}f}, {record.high:.{digits}f}]"
+    return text + (f" n={record.n}" if record.column == "quality" else "")

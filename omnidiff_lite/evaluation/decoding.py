@@ -1,0 +1,214 @@
+"""Ways of decoding against each other, on the same requests in the same run: quality and speed, both paired.
+
+    found = compare_decoding("t2i", model, judges, samples, {"base": {}, "argmax": {"temperature": 0.0}}, preset)
+    found.records("base")       # a row a way: quality, its change, seconds, tokens per second, forward passes
+
+    trials = Trials("t2i", model, judges, samples, preset, {"steps": 16})     # many tricks, one base
+    trials.run({"argmax": {"temperature": 0.0}}).table()
+
+Every way answers one batch before any answers the next (A B C A B C), so that a slow phase of the machine hits all
+alike. Timed is decoding alone, from the prompt's embeddings to the last token: what comes before and after, media to
+prompt and tokens to picture or wave, is the same whatever decodes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from omnidiff_lite.chat import Sample
+from omnidiff_lite.config import Preset
+from omnidiff_lite.diffusion.decoding import DecodeResult
+from omnidiff_lite.evaluation.exams import EXAMS, Measure
+from omnidiff_lite.evaluation.judges import Judges
+from omnidiff_lite.evaluation.records import Record, measured
+from omnidiff_lite.evaluation.requests import Answer, Settings, ask
+from omnidiff_lite.evaluation.sampling import NAMES
+from omnidiff_lite.evaluation.statistics import Estimate, median_interval
+from omnidiff_lite.measure import PeakMemory, seconds_of
+from omnidiff_lite.pipeline import OmniDiffusion
+
+TABLE = "ablation_decoding"
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to answer: fields of `DecodingConfig` to change, and who is asked where it is not the common model: the
+    twin, or the same system with another decoder (`decoding_by`) or other answer lengths (`with_lengths`)."""
+
+    decoding: Mapping[str, Any] = field(default_factory=dict)
+    model: OmniDiffusion | None = None
+
+
+def decoding_by(model: OmniDiffusion, decoder: Callable[..., DecodeResult]) -> OmniDiffusion:
+    """The same system, which calls `decoder` in place of its own."""
+    other = copy.copy(model)
+    other.decoder = decoder
+    return other
+
+
+def with_lengths(model: OmniDiffusion, **changes: Any) -> OmniDiffusion:
+    """The same system with other `AnswerLengths`. A slope of 0 leaves the offset: one fixed length."""
+    other = copy.copy(model)
+    other.settings = replace(model.settings, lengths=replace(model.settings.lengths, **changes))
+    return other
+
+
+def compare_decoding(task: str, model: OmniDiffusion, judges: Judges, samples: Sequence[Sample],
+                     ways: Mapping[str, Way | Mapping[str, Any]], preset: Preset, *, batch: int = 0, seed: int = 0,
+                     common: Mapping[str, Any] = {}, progress: bool = True) -> Compared:
+    """Answer `samples` of `task` (a key of `EXAMS`) in each of `ways`, `batch` at a time (0: the preset's number).
+
+    `common`: decoding settings below every way's own. Each way answers one request before, to warm up. The noise of
+    request i is that of seed + i, in every way and at every batch size.
+    """
+    settings = Settings.of(preset, seed=seed, **{"batch": batch} if batch else {})
+    plain = {name: way if isinstance(way, Way) else Way(way) for name, way in ways.items()}
+    asked = {name: _Asked(task, way.model or model, replace(settings, decoding={**common, **way.decoding}))
+             for name, way in plain.items()}
+    answers: dict[str, list[Answer]] = {name: [] for name in ways}
+    rounds = []
+    starts = range(0, len(samples), settings.batch)
+    for one in asked.values():
+        one.answer(samples[:1], 0)
+    for start in tqdm(starts, desc=task, mininterval=5.0, disable=not progress):
+        for name, one in asked.items():
+            found, row = one.answer(samples[start:start + settings.batch], start)
+            answers[name] += found
+            rounds.append({"way": name, **row})
+    items = {name: EXAMS[task].score(found, samples, judges, preset, settings) for name, found in answers.items()}
+    return Compared(task, answers, items, pd.DataFrame(rounds), settings)
+
+
+class _Asked:
+    """A way that is asked, with a stopwatch at its decoder."""
+
+    def __init__(self, task: str, model: OmniDiffusion, settings: Settings) -> None:
+        self.task, self.settings = task, settings
+        self.decoder, self.model = model.decoder, decoding_by(model, self._decode)
+        self.seconds, self.passes = 0.0, 0
+
+    def answer(self, samples: Sequence[Sample], start: int) -> tuple[list[Answer], dict[str, float]]:
+        """Answers to `samples`, of which the first is number `start`, and the row of `Compared.rounds`."""
+        self.seconds, self.passes = 0.0, 0
+        here = replace(self.settings, seed=self.settings.seed + start)
+        found: list[Answer] = []
+        with PeakMemory(self.model.device) as memory:
+            whole, = seconds_of(lambda: found.extend(ask(self.model, samples, here, to=EXAMS[self.task].to,
+                                                         task=self.task)), self.model.device)
+        pad = self.model.tokenizers.vocabulary.pad
+        return found, {"answers": len(found), "seconds": self.seconds, "whole": whole, "passes": self.passes,
+                       "peak": memory.peak, "tokens": sum(int((answer.ids != pad).sum()) for answer in found)}
+
+    def _decode(self, *arguments: Any, **named: Any) -> DecodeResult:
+        results: list[DecodeResult] = []
+        self.seconds += seconds_of(lambda: results.append(self.decoder(*arguments, **named)), self.model.device)[0]
+        self.passes += results[0].passes
+        return results[0]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What came out. `answers`: of each way, in the order of the samples. `items`: of each way a table, one row a
+    sample, of which the task's measures are made. `rounds`: a row a batch and way: answers, seconds (of decoding), whole
+    (seconds with media and rendering), passes (of the denoiser), tokens (of the answers; neither prompts nor pads),
+    peak (bytes of memory)."""
+
+    task: str
+    answers: dict[str, list[Answer]]
+    items: dict[str, pd.DataFrame]
+    rounds: pd.DataFrame
+    settings: Settings
+
+    @property
+    def measure(self) -> Measure:
+        """The one that decides."""
+        return EXAMS[self.task].measures[0]
+
+    def quality(self, way: str, measure: Measure | None = None) -> Estimate:
+        return (measure or self.measure).estimate(self.items[way], self.settings)
+
+    def change(self, way: str, base: str, measure: Measure | None = None) -> Estimate:
+        """`way` minus `base`, paired by item."""
+        return (measure or self.measure).change(self.items[way], self.items[base], self.settings)
+
+    def joined(self, other: Compared) -> Compared:
+        """The ways of both, on the same requests. Their speeds do not compare: they were not measured in turn."""
+        return replace(self, answers=self.answers | other.answers, items=self.items | other.items,
+                       rounds=pd.concat([self.rounds, other.rounds], ignore_index=True))
+
+    def speed(self, way: str, base: str) -> dict[str, Estimate]:
+        """Medians over batches: `ratio_to_<base>` (how many times as fast on the same batch), `seconds` of decoding and
+        `latency_s` of all an answer, `tokens_per_second`, `forward_passes` of a batch; and `memory_gib`, the most."""
+        own, other = (self.rounds[self.rounds["way"] == name].reset_index() for name in (way, base))
+        columns = {f"ratio_to_{base}": other["seconds"] / own["seconds"], "seconds": own["seconds"] / own["answers"],
+                   "latency_s": own["whole"] / own["answers"],
+                   "tokens_per_second": own["tokens"] / own["seconds"], "forward_passes": own["passes"]}
+        return {name: median_interval(values, **self.settings.resampling) for name, values in columns.items()} | {
+            "memory_gib": Estimate(own["peak"].max() / GIB, None, None, len(own), "the most of all batches")}
+
+    def records(self, base: str, prefix: str = "", speed: bool = True) -> list[Record]:
+        """Of each way and measure the value, and as `<column>_minus_<base>` its change; with `speed` that, too."""
+        found = []
+        for way in self.items:
+            columns = self.speed(way, base) if speed else {}
+            for measure in EXAMS[self.task].measures:
+                columns |= {measure.column: self.quality(way, measure),
+                            f"{measure.column}_minus_{base}": self.change(way, base, measure)}
+            found += measured(TABLE, prefix + way, self.settings.seed, columns)
+        return found
+
+    def changes(self, base: str, measure: Measure | None = None) -> pd.DataFrame:
+        """A row a way: label, value, low, high, n, and the change from `base`."""
+        rows = []
+        for way in self.items:
+            value, change = self.quality(way, measure), self.change(way, base, measure)
+            rows.append({"label": way, "value": value.value, "low": value.low, "high": value.high, "n": value.n,
+                         "change": change.value, "change_low": change.low, "change_high": change.high})
+        return pd.DataFrame(rows)
+
+    def curve(self, base: str) -> pd.DataFrame:
+        """`changes`, and of each way how many times as fast it is (ratio), its seconds and its forward passes."""
+        speeds = [self.speed(way, base) for way in self.items]
+        return self.changes(base).assign(**{name: [speed[column].value for speed in speeds] for name, column in (
+            ("ratio", f"ratio_to_{base}"), ("seconds", "seconds"), ("passes", "forward_passes"))})
+
+    def fastest_as_good(self, than: str) -> str:
+        """The fastest way that is at least as good as `than`, which may be that one itself.
+
+        By the values as measured: with few items chance has its part in them, so look at the change's interval too.
+        """
+        good = [way for way in self.items if not self.measure.worse(self.change(way, than).value)]
+        return min(good, key=lambda way: self.speed(way, than)["seconds"].value)
+
+
+class Trials:
+    """Tricks tried one after another on the requests of one task, each against the same base, which is answered once.
+
+    `all`: the base and whatever was tried so far.
+    """
+
+    BASE = "base"
+
+    def __init__(self, task: str, model: OmniDiffusion, judges: Judges, samples: Sequence[Sample], preset: Preset,
+                 common: Mapping[str, Any] = {}, seed: int = 0) -> None:
+        """`common`: the decoding settings of the base; a way changes some of them."""
+        self._compare = partial(compare_decoding, task, model, judges, samples, preset=preset, common=common, seed=seed)
+        self.base = self.all = self._compare({self.BASE: {}})
+
+    def run(self, ways: Mapping[str, Way | Mapping[str, Any]]) -> Compared:
+        """The base and `ways`."""
+        found = self._compare(ways)
+        self.all = self.all.joined(found)
+        return self.base.joined(found)
+
+    def records(self) -> list[Record]:
+        """Quality and its change, of all; rows "text-to-image: top-k"."""
+        return self.all.records(self.BASE, f"{NAMES[self.base.task]}: ", speed=False)
