@@ -1,15 +1,17 @@
 """The figures of the notebooks: loss curves, pictures, mel spectrograms, the canvas filling in, dots with intervals,
-percentages as a matrix."""
+speed against quality, percentages as a matrix."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import PIL.Image
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
@@ -112,6 +114,36 @@ def intervals(rows: pd.DataFrame, title: str = "", xlabel: str = "") -> Figure:
     axis.set_yticks(range(len(rows)), rows["label"])
     axis.set(xlabel=xlabel, title=title)
     return figure
+
+
+def speed_quality(curves: Mapping[str, pd.DataFrame], ylabels: Sequence[str] = (), base: str = "plain") -> Figure:
+    """Speed against quality, a panel for each of `curves` by name: columns label, ratio, value, low, high.
+
+    Labels that differ in their last number ("threshold 0.9", "threshold 0.5") are one line, with the number at its dots.
+    The band is the interval of `base`.
+    """
+    figure, axes = plt.subplots(1, len(curves), figsize=(5.2 * len(curves), 4.2), squeeze=False)
+    for i, (axis, (name, rows)) in enumerate(zip(axes[0], curves.items())):
+        rows = rows.astype({"low": float, "high": float})
+        for bounds in rows[rows["label"] == base][["low", "high"]].to_numpy():
+            axis.axhspan(*bounds, color=PALETTE["mask"], alpha=0.5, lw=0)
+        parts = rows["label"].str.extract(r"^(.*?)(?: ([\d.]+L?))?$")
+        for (family, members), marker in zip(rows.groupby(parts[0], sort=False), itertools.cycle("osD^vP*X")):
+            _speed_line(axis, family, members.sort_values("ratio"), parts[1], marker)
+        axis.set(xscale="log", xlabel=f"times as fast as {base}", title=name, ylabel=ylabels[i] if ylabels else "")
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("{x:g}")
+        axis.tick_params(axis="x", which="both", labelsize=7)
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=3)
+    return figure
+
+
+def _speed_line(axis: Axes, family: str, rows: pd.DataFrame, numbers: pd.Series, marker: str) -> None:
+    reach = [(rows["value"] - rows["low"]).clip(lower=0), (rows["high"] - rows["value"]).clip(lower=0)]
+    axis.errorbar(rows["ratio"], rows["value"], yerr=reach, label=family, fmt=f"{marker}-", lw=1, ms=4, elinewidth=0.5)
+    for where, ratio, value in zip(rows.index, rows["ratio"], rows["value"]):
+        if pd.notna(numbers[where]):
+            axis.annotate(numbers[where], (ratio, value), xytext=(3, 3), textcoords="offset points", fontsize=6)
 
 
 def heat_map(values: pd.DataFrame, notes: pd.DataFrame | None = None, title: str = "", xlabel: str = "",
