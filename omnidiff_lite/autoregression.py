@@ -68,6 +68,7 @@ class _Decoder:
         valid = torch.arange(max(self.lengths)) < torch.tensor(self.lengths)[:, None]
         self.canvas = torch.nn.utils.rnn.pad_sequence([c.ids.cpu().long() for c in canvases], batch_first=True,
                                                       padding_value=self.pad)
+        self.passes = 0
         self.open = valid & (self.canvas == model.config.mask_token_id)  # to be drawn
         self.given = valid & ~self.open
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -87,7 +88,7 @@ class _Decoder:
             if len(rows):
                 self._decide(place, rows)
             history.append(self.canvas.clone())
-        return DecodeResult(self.canvas, history, self.decided, self.confidence, self.lengths)
+        return DecodeResult(self.canvas, history, self.decided, self.confidence, self.lengths, self.passes)
 
     def _decide(self, place: int, rows: Tensor) -> None:
         """Draw the token at `place` of the answers `rows` [M]."""
@@ -128,6 +129,7 @@ class _Decoder:
         All answers begin at one column, so the token before is the last one run. With a cache only the tokens since
         the last call are: at first the prompts, then those just drawn and any given after them.
         """
+        self.passes += 1
         layout, stop = self.layout, self.layout.left + place
         start = 0 if self.cache is None else self.cache.get_seq_length()
         told = self.canvas[:, max(start - layout.left, 0):place].repeat(1 + layout.guided, 1)
