@@ -31,10 +31,12 @@ from omnidiff_lite.evaluation.records import Record, measured
 from omnidiff_lite.evaluation.requests import Answer, Settings, ask
 from omnidiff_lite.evaluation.sampling import NAMES
 from omnidiff_lite.evaluation.statistics import Estimate, median_interval
+from omnidiff_lite.evaluation.tables import comparison
 from omnidiff_lite.measure import PeakMemory, seconds_of
 from omnidiff_lite.pipeline import OmniDiffusion
 
 TABLE = "ablation_decoding"
+BASE = "base"
 GIB = 2**30
 
 
@@ -174,6 +176,12 @@ class Compared:
                          "change": change.value, "change_low": change.low, "change_high": change.high})
         return pd.DataFrame(rows)
 
+    def table(self, *columns: str, base: str = BASE) -> pd.DataFrame:
+        """Cells of text: of each measure in `columns` (none: of the one that decides) the value and its change from
+        `base`, with intervals."""
+        wanted = [column + end for column in columns or (self.measure.column,) for end in ("", f"_minus_{base}")]
+        return comparison(self.records(base, speed=False), wanted)["ours"]
+
     def curve(self, base: str) -> pd.DataFrame:
         """`changes`, and of each way how many times as fast it is (ratio), its seconds and its forward passes."""
         speeds = [self.speed(way, base) for way in self.items]
@@ -195,13 +203,11 @@ class Trials:
     `all`: the base and whatever was tried so far.
     """
 
-    BASE = "base"
-
     def __init__(self, task: str, model: OmniDiffusion, judges: Judges, samples: Sequence[Sample], preset: Preset,
                  common: Mapping[str, Any] = {}, seed: int = 0) -> None:
         """`common`: the decoding settings of the base; a way changes some of them."""
         self._compare = partial(compare_decoding, task, model, judges, samples, preset=preset, common=common, seed=seed)
-        self.base = self.all = self._compare({self.BASE: {}})
+        self.base = self.all = self._compare({BASE: {}})
 
     def run(self, ways: Mapping[str, Way | Mapping[str, Any]]) -> Compared:
         """The base and `ways`."""
@@ -211,4 +217,4 @@ class Trials:
 
     def records(self) -> list[Record]:
         """Quality and its change, of all; rows "text-to-image: top-k"."""
-        return self.all.records(self.BASE, f"{NAMES[self.base.task]}: ", speed=False)
+        return self.all.records(BASE, f"{NAMES[self.base.task]}: ", speed=False)

@@ -28,6 +28,9 @@ COLUMNS: dict[str, tuple[str, int]] = {
     "retrieval_caption_r1": ("caption of a picture, Recall@1 % ↑", 1),
     "retrieval_picture_r1": ("picture of a caption, Recall@1 % ↑", 1),
     "image_missing": ("images missing % ↓", 1),
+    "image_repeated": ("an object drawn again % ↓", 1),
+    "svqa_right": ("spoken VQA: text right % ↑", 1), "svqa_spoken_right": ("spoken VQA: voice right % ↑", 1),
+    "text_letters": ("letters of text", 1), "speech_s": ("seconds of speech", 2),
     "clip_t": ("CLIP-T ↑", 3), "clip_i": ("CLIP-I ↑", 3),
     "caption_bleu4": ("captions BLEU-4 ↑", 1), "caption_cider": ("captions CIDEr ↑", 2),
     "latency_s": ("latency s ↓", 3), "rtf": ("real-time factor ↓", 3), "tokens_per_s": ("answer tokens/s ↑", 1),
@@ -37,6 +40,7 @@ COLUMNS |= {f"{kind}_{what}_right": (f"{kind}s with {words} right % ↑", 1) for
                                 ("background", "ground"), ("all", "all"))}
 COLUMNS |= {f"s2i_{name}": (f"speech to image: {label}", digits) for name, (label, digits) in COLUMNS.items()
             if name.startswith(("image_", "clip_"))}
+COLUMNS |= {f"{name}_minus_base": (f"change: {label}", digits) for name, (label, digits) in COLUMNS.items()}
 
 
 def comparison(records: Iterable[Record], columns: Sequence[str] | None = None) -> pd.DataFrame:
