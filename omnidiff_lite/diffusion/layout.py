@@ -25,7 +25,7 @@ class Layout:
         sizes = [len(p) for p in prompts]
         rows = prompts
         if self.guided:
-            blank = embed_prompts(model, _guidance_prompts(config, self.batch), None)
+            blank = embed_prompts(model, guidance_prompts(config, self.batch), None)
             rows = prompts + blank
             sizes = sizes + (self._released_sizes(sizes, blank) if config.guidance_alignment == "released"
                              else [len(p) for p in blank])
@@ -105,7 +105,7 @@ def _rows(ids: Any) -> list[Tensor]:
     return [torch.as_tensor(row, dtype=torch.long) for row in ([ids] if single else ids)]
 
 
-def _guidance_prompts(config: DecodingConfig, batch: int) -> list[Tensor]:
+def guidance_prompts(config: DecodingConfig, batch: int) -> list[Tensor]:
     rows = _rows(config.guidance_prompt_ids)
     if len(rows) not in (1, batch):
         raise ConfigError(f"guidance_prompt_ids: {len(rows)} prompts for {batch} sequences; give one, or one for each")
