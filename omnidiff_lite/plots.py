@@ -146,6 +146,19 @@ def _speed_line(axis: Axes, family: str, rows: pd.DataFrame, numbers: pd.Series,
             axis.annotate(numbers[where], (ratio, value), xytext=(3, 3), textcoords="offset points", fontsize=6)
 
 
+def length_lines(asked: Sequence[int], real: Sequence[int], lines: Mapping[str, tuple[float, float]], xlabel: str,
+                 ylabel: str) -> Figure:
+    """Lengths of real answers against those of what was asked, and rules for them by name: (slope, offset)."""
+    figure, axis = plt.subplots(figsize=(5.6, 3.2))
+    axis.plot(asked, real, "o", ms=3, color=PALETTE["text"], alpha=0.6)
+    ends = np.array([min(asked), max(asked)])
+    for (name, (slope, offset)), style in zip(lines.items(), itertools.cycle(("-", "--", ":", "-."))):
+        axis.plot(ends, slope * ends + offset, style, color=PALETTE["speech"], label=name)
+    axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
+    axis.legend(fontsize=8)
+    return figure
+
+
 def heat_map(values: pd.DataFrame, notes: pd.DataFrame | None = None, title: str = "", xlabel: str = "",
              ylabel: str = "") -> Figure:
     """Percentages 0..100 as colours; NaN stays blank. `notes`: words below each number, a frame of the same shape."""

@@ -134,6 +134,11 @@ class Compared:
         """The one that decides."""
         return EXAMS[self.task].measures[0]
 
+    @property
+    def name(self) -> str:
+        """Of the task, as the tables have it."""
+        return NAMES[self.task]
+
     def quality(self, way: str, measure: Measure | None = None) -> Estimate:
         return (measure or self.measure).estimate(self.items[way], self.settings)
 
@@ -217,4 +222,4 @@ class Trials:
 
     def records(self) -> list[Record]:
         """Quality and its change, of all; rows "text-to-image: top-k"."""
-        return self.all.records(BASE, f"{NAMES[self.base.task]}: ", speed=False)
+        return self.all.records(BASE, f"{self.base.name}: ", speed=False)
