@@ -9,7 +9,7 @@ a full pass makes all of them new.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -52,6 +52,7 @@ class CachedLayout(Layout):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.cache, self.passes = PlaceCache(), 0
+        self.probe: Callable[[Tensor, Tensor], None] | None = None  # is shown hidden states [M,H]: cached, and full
         self.changed = torch.zeros_like(self.inside)
         column = torch.arange(self.inside.shape[1])
         answers = (column >= self.starts[:, None]) & self.inside
@@ -72,9 +73,10 @@ class CachedLayout(Layout):
         self.passes += 1
         hidden = self._full() if full else self._part(row, column, own)
         self.changed.zero_()
-        if full:
-            return hidden[row, column]
-        return hidden[row, self.slot[row, column]]
+        found = hidden[row, column if full else self.slot[row, column]]
+        if self.probe is not None:
+            self.probe(found, super()._run(row, column, own))
+        return found
 
     def _full(self) -> Tensor:
         self.cache.columns = None
@@ -103,13 +105,3 @@ def padded(wanted: Tensor) -> Tensor:
     counts = wanted.sum(1)
     order = (~wanted).byte().argsort(dim=1, stable=True)[:, :int(counts.max())]
     return torch.where(torch.arange(order.shape[1]) < counts[:, None], order, order[:, :1])
-
-
-@dataclass
-class Drift:
-    """What a cache costs: `tokens`, the share of answer tokens that came out differently; `logits`, the largest
-    difference of a logit from that of a full pass over the same canvas, and `typical`, the mean of a pass's largest."""
-
-    tokens: float
-    logits: float
-    typical: float

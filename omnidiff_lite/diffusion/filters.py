@@ -22,21 +22,29 @@ DROPPED = torch.finfo(torch.float32).min  # as released: the lowest finite numbe
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the likeliest tokens until their mass exceeds `p`; the one that crosses stays.
+    """Keep the likeliest tokens of each row [M,V] until their mass exceeds `p`; the one that crosses stays.
 
     The likeliest `LIKELY` are looked at first: mostly they hold that mass, and sorting a whole vocabulary, which takes
-    longer than a small denoiser, can be left out.
+    longer than a small denoiser, can be left out. Rows too flat for that are sorted.
     """
     total = logits.logsumexp(-1, keepdim=True)
-    ordered, order = logits.topk(min(LIKELY, logits.shape[-1]), dim=-1)
-    mass = (ordered - total).exp().cumsum(-1)
-    if not bool((mass[..., -1] > p).all()):
-        ordered, order = logits.sort(dim=-1, descending=True)
-        mass = ordered.softmax(-1).cumsum(-1)
-    before = mass.roll(1, dims=-1)
-    before[..., 0] = 0
-    kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before <= p)
+    kept = torch.zeros_like(logits, dtype=torch.bool)
+    flat = (logits.amax(-1, keepdim=True) - total).exp().squeeze(-1) * LIKELY <= p  # the likeliest cannot hold it
+    if not bool(flat.all()):
+        ordered, order = logits.topk(min(LIKELY, logits.shape[-1]), dim=-1)
+        mass = (ordered - total).exp().cumsum(-1)
+        kept.scatter_(-1, order, _before(mass) <= p)
+        flat = mass[:, -1] <= p
+    if logits.shape[-1] > LIKELY and bool(flat.any()):
+        ordered, order = logits[flat].sort(dim=-1, descending=True)
+        kept[flat] = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order,
+                                                                       _before(ordered.softmax(-1).cumsum(-1)) <= p)
     return logits.masked_fill(~kept, DROPPED)
+
+
+def _before(mass: Tensor) -> Tensor:
+    """The mass in front of each token, of that up to and with it."""
+    return torch.cat([torch.zeros_like(mass[:, :1]), mass[:, :-1]], dim=-1)
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
