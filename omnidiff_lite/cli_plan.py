@@ -60,7 +60,8 @@ def _bench(options: argparse.Namespace) -> None:
         _compare_decoders(options, preset, artifacts)
 
 
-def _time_random_weights(options: argparse.Namespace, preset: Preset, artifacts: Artifacts, few: dict[str, Any]) -> None:
+def _time_random_weights(options: argparse.Namespace, preset: Preset, artifacts: Artifacts, few: dict[str, Any]
+                         ) -> None:
     from omnidiff_lite.evaluation.records import write_records
     from omnidiff_lite.plan.timing import bench, bench_name, beside_paper
 

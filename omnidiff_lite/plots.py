@@ -119,8 +119,8 @@ def intervals(rows: pd.DataFrame, title: str = "", xlabel: str = "") -> Figure:
 def speed_quality(curves: Mapping[str, pd.DataFrame], ylabels: Sequence[str] = (), base: str = "plain") -> Figure:
     """Speed against quality, a panel for each of `curves` by name: columns label, ratio, value, low, high.
 
-    Labels that differ in their last number ("threshold 0.9", "threshold 0.5") are one line, with the number at its dots.
-    The band is the interval of `base`.
+    Labels that differ in their last number ("threshold 0.9", "threshold 0.5") are one line, with the number at its
+    dots. The band is the interval of `base`.
     """
     figure, axes = plt.subplots(1, len(curves), figsize=(5.2 * len(curves), 4.2), squeeze=False)
     for i, (axis, (name, rows)) in enumerate(zip(axes[0], curves.items())):

@@ -1,4 +1,4 @@
-"""Ways of decoding compared in turn, and the bench made of them: who is asked what, what is counted, which rows come."""
+"""Ways of decoding compared in turn, and the bench made of them: who is asked, what is counted, which rows come."""
 
 from __future__ import annotations
 
@@ -101,8 +101,9 @@ def test_a_change_is_paired_by_item(tiny_model, tiny_preset):
 
 
 def test_the_fastest_that_is_as_good(tiny_model, tiny_preset):
-    found = compared(tiny_model, tiny_preset, {"twin": STEPS, "good": STEPS, "better": STEPS, "bad": STEPS}, count=2, batch=2)
-    for name, right, seconds in (("twin", [1, 0], 4.0), ("good", [0, 1], 2.0), ("better", [1, 1], 3.0), ("bad", [0, 0], 1.0)):
+    known = {"twin": ([1, 0], 4.0), "good": ([0, 1], 2.0), "better": ([1, 1], 3.0), "bad": ([0, 0], 1.0)}
+    found = compared(tiny_model, tiny_preset, dict.fromkeys(known, STEPS), count=2, batch=2)
+    for name, (right, seconds) in known.items():
         found.items[name]["all_right"] = right
         found.rounds.loc[found.rounds["way"] == name, "seconds"] = seconds
     assert found.fastest_as_good("twin") == "good" and found.fastest_as_good("better") == "better"

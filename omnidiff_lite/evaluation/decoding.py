@@ -119,9 +119,9 @@ class _Asked:
 @dataclass(frozen=True)
 class Compared:
     """What came out. `answers`: of each way, in the order of the samples. `items`: of each way a table, one row a
-    sample, of which the task's measures are made. `rounds`: a row a batch and way: answers, seconds (of decoding), whole
-    (seconds with media and rendering), passes (of the denoiser), tokens (of the answers; neither prompts nor pads),
-    peak (bytes of memory)."""
+    sample, of which the task's measures are made. `rounds`: a row a batch and way: answers, seconds (of decoding),
+    whole (seconds with media and rendering), passes (of the denoiser), tokens (of the answers; neither prompts nor
+    pads), peak (bytes of memory)."""
 
     task: str
     answers: dict[str, list[Answer]]
