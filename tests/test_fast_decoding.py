@@ -12,6 +12,7 @@ from omnidiff_lite.diffusion.decoding import DecodingConfig, decode
 from omnidiff_lite.diffusion.plain import decode_plain
 from omnidiff_lite.diffusion.result import DecodeResult
 from omnidiff_lite.diffusion.settings import ALGORITHMS
+from omnidiff_lite.plan.exact_speed import exact_speed, vocabulary
 from omnidiff_lite.vocabulary import Vocabulary
 
 V = Vocabulary.small(text=30, speech_codes=120, image_codes=160)
@@ -117,7 +118,8 @@ def test_histories_are_sequences(model):
         result.history[6]
 
 
-@pytest.mark.parametrize("changes", [{"cache": "dual"}, {"threshold": 0.5}, {"entropy_bound": 1.0}, {"early_stop": True}])
+@pytest.mark.parametrize("changes", [
+    {"cache": "dual"}, {"threshold": 0.5}, {"entropy_bound": 1.0}, {"early_stop": True}])
 def test_the_plain_decoder_refuses_what_the_release_lacks(model, changes):
     with pytest.raises(ConfigError, match="plain decoder"):
         decode_plain(model, prompts(4), DecodingConfig(length=4, **changes))
@@ -129,3 +131,11 @@ def test_a_span_of_a_single_id(model):
         config = DecodingConfig(algorithm=algorithm, top_k=3, top_p=0.5)
         assert_same(decode(model, prompts(4), config, canvas=canvas),
                     decode_plain(model, prompts(4), config, canvas=canvas))
+
+
+@pytest.mark.parametrize("limited", [True, False])
+def test_both_decoders_are_timed_on_the_same_answer(limited):
+    size = DenoiserSize(hidden_size=32, intermediate_size=48, layers=1, heads=2, kv_heads=1, rope_theta=1e4)
+    found = exact_speed(600, 12, steps=3, repeats=2, limited=limited, size=size)
+    assert found.same and len(found.plain) == len(found.fast) == 2 and found.ratio > 0
+    assert abs(vocabulary(176264).size - 176264) < 100

@@ -3,7 +3,9 @@
 Each step scores every masked position over the ids that it may become, and fixes those the model is surest of. Ids,
 decisions and random draws live on the CPU, where they are cheap and the same on any machine; only embeddings and
 logits live on the model's device. What a step does not change is not computed again: see `layout`, `head` and, where
-nearly the same answer will do, `cache`. `plain` is the same sampler without any of that, for reading. A batch of unequal prompts and answers decodes as each would alone: padding is seen by nobody, schedules and random
+nearly the same answer will do, `cache`. `plain` is the same sampler without any of that, for reading.
+
+A batch of unequal prompts and answers decodes as each would alone: padding is seen by nobody, schedules and random
 numbers belong to each sequence. With the released settings every canvas of the released sampler is reproduced.
 """
 
@@ -68,7 +70,8 @@ class Decoder:
     def __init__(self, model: Denoiser, config: DecodingConfig, prompts: list[Tensor], canvases: list[Canvas],
                  seeds: list[int], laid_out: bool, ends: Collection[int] = ()) -> None:
         """`laid_out`: the canvases were given, not made of masks here."""
-        self.model, self.config, self.mask, self.pad = model, config, model.config.mask_token_id, model.config.pad_token_id
+        self.model, self.config = model, config
+        self.mask, self.pad = model.config.mask_token_id, model.config.pad_token_id
         self.ends = torch.tensor([self.pad, *ends])
         self.lengths = [len(c) for c in canvases]
         self.valid = torch.arange(max(self.lengths)) < torch.tensor(self.lengths)[:, None]
@@ -100,12 +103,12 @@ class Decoder:
     def _active(self) -> dict[int, Step]:
         """The sequences that go on, and the step that each has come to."""
         undecided = self._undecided()
-        open_ = undecided.any(1).tolist()
+        unfinished = undecided.any(1).nonzero().flatten().tolist()
         if self.config.threshold is not None or self.config.entropy_bound is not None:
-            for b in (b for b, masks in enumerate(open_) if masks):  # a block done early leaves its steps unused
+            for b in unfinished:  # a block done early leaves its steps unused
                 while self.at[b] < len(self.plans[b]) and not undecided[b, self.plans[b][self.at[b]].places].any():
                     self.at[b] += 1
-        return {b: self.plans[b][self.at[b]] for b, masks in enumerate(open_) if masks and self.at[b] < len(self.plans[b])}
+        return {b: self.plans[b][self.at[b]] for b in unfinished if self.at[b] < len(self.plans[b])}
 
     def _undecided(self) -> Tensor:
         return (self.canvas == self.mask) & self.valid

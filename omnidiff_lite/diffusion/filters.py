@@ -120,7 +120,7 @@ def position_penalty(logits: Tensor, sequence: Tensor, position: Tensor, config:
 
 @dataclass
 class Scores:
-    """Of each row, on the CPU: the candidate's id, how sure it is, and the entropy in nats where it is asked for, [M]."""
+    """Of each row [M], on the CPU: the candidate's id, how sure it is, and the entropy in nats where asked for."""
 
     tokens: Tensor
     sure: Tensor

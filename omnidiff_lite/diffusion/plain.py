@@ -69,7 +69,8 @@ def _decode_one(model: Denoiser, config: DecodingConfig, prompt: Tensor, blank: 
         if len(rows):
             logits = _logits(model, config, prompt, blank, x)[rows].float()
             said = x[~given & (x != mask)] if number else x[:0]
-            probabilities = _filtered(logits, config, rows, None if allowed is None else allowed[rows], said).softmax(-1)
+            own = None if allowed is None else allowed[rows]
+            probabilities = _filtered(logits, config, rows, own, said).softmax(-1)
             tokens, sure = _candidates(probabilities, config, generator)
             chosen = _choose(sure, rows, step, config, generator)
             where, fixed = rows[chosen], tokens[chosen]
@@ -95,7 +96,8 @@ def _logits(model: Denoiser, config: DecodingConfig, prompt: Tensor, blank: Tens
     if len(blank) > len(prompt):
         raise ConfigError(f"released guidance needs a prompt at least as long as the unconditional one "
                           f"({len(prompt)} < {len(blank)} tokens); use guidance_alignment='aligned'")
-    filled = torch.cat([other, other.new_zeros(len(whole) - len(other), other.shape[1])])  # zeros at the end, seen by all
+    zeros = other.new_zeros(len(whole) - len(other), other.shape[1])  # at the end, seen by all
+    filled = torch.cat([other, zeros])
     unconditional = model(inputs_embeds=filled[None]).logits[0]
     return _shifted(unconditional + (config.guidance_scale + 1) * (logits - unconditional), len(prompt), len(x))
 

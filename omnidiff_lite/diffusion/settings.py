@@ -75,7 +75,7 @@ class DecodingConfig:
         _check("early_stop", isinstance(self.early_stop, bool), self.early_stop, "True or False")
         _check("head", self.head in ("allowed", "full"), self.head, "'allowed' or 'full'")
         _check("cache", self.cache == "none" or (self.cache in ("prefix", "dual") and self.algorithm != "random"),
-               self.cache, "'none', 'prefix' or 'dual'; 'none' with the random algorithm, which scores only what it draws")
+               self.cache, "'none', 'prefix' or 'dual'; 'none' with the random algorithm, which scores what it draws")
         _check("cache_refresh", self.cache_refresh >= 1, self.cache_refresh, "at least 1")
 
     def replace(self, **changes: Any) -> DecodingConfig:
