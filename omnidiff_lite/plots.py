@@ -14,6 +14,7 @@ import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 if TYPE_CHECKING:
     from omnidiff_lite.pipeline import Answer
@@ -131,9 +132,9 @@ def speed_quality(curves: Mapping[str, pd.DataFrame], ylabels: Sequence[str] = (
         for (family, members), marker in zip(rows.groupby(parts[0], sort=False), itertools.cycle("osD^vP*X")):
             _speed_line(axis, family, members.sort_values("ratio"), parts[1], marker)
         axis.set(xscale="log", xlabel=f"times as fast as {base}", title=name, ylabel=ylabels[i] if ylabels else "")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter("{x:g}")
-        axis.tick_params(axis="x", which="both", labelsize=7)
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=3)
     return figure
 

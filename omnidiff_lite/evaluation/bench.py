@@ -98,9 +98,10 @@ def fast_records(found: Compared, prefix: str, model: OmniDiffusion, rates: Rate
     records = []
     for way in found.items:
         same = [np.array_equal(a.ids, b.ids) for a, b in zip(found.answers[way], found.answers["plain"])]
-        columns = {"quality": found.quality(way), "quality_minus_plain": found.change(way, "plain"),
-                   "identical": proportion_interval(same, **found.settings.resampling).scaled(100),
-                   **found.speed(way, "plain")}
+        columns = {"quality": found.quality(way), **found.speed(way, "plain"),
+                   "identical": proportion_interval(same, **found.settings.resampling).scaled(100)}
+        if way != "plain":
+            columns["quality_minus_plain"] = found.change(way, "plain")
         if way in ("plain", "exact"):
             columns |= _floor(found, way, model, rates)
         records += measured(TABLE, f"{prefix}/{way}", found.settings.seed, columns)

@@ -162,13 +162,15 @@ class Compared:
             "memory_gib": Estimate(own["peak"].max() / GIB, None, None, len(own), "the most of all batches")}
 
     def records(self, base: str, prefix: str = "", speed: bool = True) -> list[Record]:
-        """Of each way and measure the value, and as `<column>_minus_<base>` its change; with `speed` that, too."""
+        """Of each way and measure the value and, but for `base` itself, as `<column>_minus_<base>` its change; with
+        `speed` that, too."""
         found = []
         for way in self.items:
             columns = self.speed(way, base) if speed else {}
             for measure in EXAMS[self.task].measures:
-                columns |= {measure.column: self.quality(way, measure),
-                            f"{measure.column}_minus_{base}": self.change(way, base, measure)}
+                columns[measure.column] = self.quality(way, measure)
+                if way != base:
+                    columns[f"{measure.column}_minus_{base}"] = self.change(way, base, measure)
             found += measured(TABLE, prefix + way, self.settings.seed, columns)
         return found
 
@@ -200,6 +202,16 @@ class Compared:
         """
         good = [way for way in self.items if not self.measure.worse(self.change(way, than).value)]
         return min(good, key=lambda way: self.speed(way, than)["seconds"].value)
+
+    def at_equal_quality(self, than: str) -> pd.Series:
+        """`fastest_as_good` beside `than`: seconds and quality of both, the change with its interval, and the ratio."""
+        fastest = self.fastest_as_good(than)
+        speed, change = self.speed(fastest, than), self.change(fastest, than)
+        return pd.Series({
+            "fastest that is as good": fastest, "its seconds": speed["seconds"].value,
+            f"{than}: seconds": self.speed(than, than)["seconds"].value, "its quality": self.quality(fastest).value,
+            f"{than}: quality": self.quality(than).value, "change": change.value, "low": change.low,
+            "high": change.high, "n": change.n, "times as fast": speed[f"ratio_to_{than}"].value})
 
 
 class Trials:
