@@ -50,11 +50,11 @@ def bench(preset: Preset, artifacts: Artifacts, device: str | torch.device = "cp
     not there, `MissingArtifact` naming the notebook to run first. Without the twin its rows are left out.
     """
     started, device = time.time(), device_of(device)
-    records = [record for size in ids for length in masks
-               for record in exact_records(size, length, device, repeats, seed)]
     model, judges = finished_system(preset, artifacts, device, dtype)
     twin = autoregressive_twin(model, artifacts) if artifacts.twin.exists() else None
     rates = measure_rates(device, model.denoiser.dtype)
+    records = [record for size in ids for length in masks
+               for record in exact_records(size, length, device, repeats, seed)]
     for task in tasks:
         for batch, count in items.items():
             found = compare_decoding(task, model, judges, samples(task, "test", count, seed, preset.world),
