@@ -73,7 +73,11 @@ def sweep_speech(model: Model, judge: Recogniser, samples: Sequence[Sample], set
 
 def row_name(settings: Settings, task: str, steps: object = None) -> str:
     """"diffusion: text-to-image, 10 steps": the method, then the row as the paper names it; the twin's names none."""
-    return f"{settings.row}: {NAMES[task]}" + ("" if steps is None else f", {steps} steps")
+    return f"{settings.row}: {NAMES[task]}" + ("" if steps is None else f", {_counted(steps)}")
+
+
+def _counted(steps: object) -> str:
+    return f"{steps} step" if str(steps) == "1" else f"{steps} steps"
 
 
 def _sweep(measure: Callable[[Model, Settings], Point], model: Model, twin: Model | str | None, settings: Settings,
@@ -93,7 +97,7 @@ def _sweep(measure: Callable[[Model, Settings], Point], model: Model, twin: Mode
         own = measure(twin, _decoding(replace(settings, row=row), {"steps": None}))
         records, tables = records + own.records, [*tables, own.items.assign(steps=np.nan)]
         for name, point in points.items():
-            between = replace(settings, row=f"{row}{MINUS}{settings.row}, {name} steps")
+            between = replace(settings, row=f"{row}{MINUS}{settings.row}, {_counted(name)}")
             records += _between(own, point, columns(own.items), between)
     return records, pd.concat(tables, ignore_index=True)
 
@@ -115,7 +119,7 @@ def trade_offs(records: Iterable[Record], scores: Mapping[str, str]) -> pd.DataF
         task, _, steps = place.partition(", ")
         quality, latency = (cells.get((row, column)) for column in (scores.get(task), "latency_s"))
         if quality and latency:
-            rows.append({"task": task, "method": method, "steps": steps.removesuffix(" steps"),
+            rows.append({"task": task, "method": method, "steps": steps.partition(" ")[0],
                          **_ends("quality", quality), **_ends("latency", latency)})
     return pd.DataFrame(rows)
 
