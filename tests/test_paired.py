@@ -147,7 +147,8 @@ def test_the_position_penalty_is_compared_with_none_on_the_same_prompts():
 
 
 def test_tables_are_printed_from_records_and_say_what_is_missing(tmp_path):
-    records = measured("table3_sampling", "diffusion: text-to-image, 10 steps", 0, {"clip_t": Estimate(0.5, 0.4, 0.6, 9)})
+    row = "diffusion: text-to-image, 10 steps"
+    records = measured("table3_sampling", row, 0, {"clip_t": Estimate(0.5, 0.4, 0.6, 9)})
     records = with_provenance(records, {"preset": "smoke", "seed": 0, "hardware": "a machine"})
     artifacts = Artifacts.of("smoke", tmp_path)
     write_records(artifacts.metrics / "table3_sampling.json", records)
