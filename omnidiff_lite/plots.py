@@ -1,5 +1,5 @@
 """The figures of the notebooks: loss curves, pictures, mel spectrograms, the canvas filling in, dots with intervals,
-speed against quality, percentages as a matrix."""
+speed or latency against quality, percentages as a matrix."""
 
 from __future__ import annotations
 
@@ -157,6 +157,33 @@ def length_lines(asked: Sequence[int], real: Sequence[int], lines: Mapping[str, 
         axis.plot(ends, slope * ends + offset, style, color=PALETTE["speech"], label=name)
     axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
     axis.legend(fontsize=8)
+    return figure
+
+
+def quality_latency(points: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
+    """Quality against the seconds of one request, a panel a task, 95 % intervals both ways; up and left is better.
+
+    `points`: what `evaluation.sampling.trade_offs` gives; a method's are joined, each beside its number of steps.
+    `labels`: of each task's y-axis; where one ends in "↓" less is better, and the axis points down.
+    """
+    figure, axes = plt.subplots(1, len(labels), figsize=(3.3 * len(labels), 3), squeeze=False)
+    for axis, (task, label) in zip(axes[0], labels.items()):
+        here = points[points["task"] == task]
+        for color, (method, rows) in zip((PALETTE["text"], PALETTE["speech"]), here.groupby("method", sort=False)):
+            x, y = rows["latency"], rows["quality"]
+            across, along = ([rows[name] - rows[f"{name}_low"], rows[f"{name}_high"] - rows[name]]
+                             for name in ("latency", "quality"))
+            axis.errorbar(x, y, xerr=np.clip(across, 0, None), yerr=np.clip(along, 0, None), fmt="o-", ms=4, lw=1,
+                          elinewidth=0.8, capsize=2, color=color, label=method)
+            for steps, at in zip(rows["steps"], zip(x, y)):
+                axis.annotate(steps, at, xytext=(4, 4), textcoords="offset points", fontsize=7, color=color)
+        axis.set(title=task, xlabel="seconds a request", ylabel=label, xscale="log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        if label.endswith("↓"):
+            axis.invert_yaxis()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncol=2, fontsize=8)
     return figure
 
 

@@ -88,22 +88,33 @@ def mme_scores(subtasks: Sequence[str], pictures: Sequence[str], right: Sequence
     every subtask are alike, the ends of mme_p are the sums of the subtasks' own, which is on the safe side. Raises
     `ValueError` where a picture of a subtask has not two questions. n counts questions.
     """
+    pairs = mme_points(subtasks, pictures, right)
+    scores = {f"mme_{name}": mean_interval(points, bounds=(0, 200), **settings.resampling)
+              for name, points in pairs.groupby("subtask")["points"]}
+    total = mme_sum(pairs["points"], pairs["subtask"], settings)
+    if total.low is None:
+        total = replace(total, low=sum(e.low for e in scores.values()), high=sum(e.high for e in scores.values()),
+                        reason="")
+    return {name: replace(e, n=2 * e.n) for name, e in {**scores, "mme_p": total}.items()}
+
+
+def mme_points(subtasks: Sequence[str], pictures: Sequence[str], right: Sequence[bool]) -> pd.DataFrame:
+    """One row a picture, sorted: subtask, picture, points (accuracy + accuracy+ of it alone: 0, 50 or 200)."""
     items = pd.DataFrame({"subtask": list(subtasks), "picture": list(pictures), "right": np.asarray(right, float)})
     pairs = items.groupby(["subtask", "picture"], sort=True)["right"].agg(["count", "sum"]).reset_index()
     if (pairs["count"] != 2).any():
         odd = pairs[pairs["count"] != 2].iloc[0]
         raise ValueError(f"MME asks two questions a picture; {odd.picture!r} of {odd.subtask} has {odd['count']}")
-    names = sorted(set(pairs["subtask"]))
-    points = np.where(pairs["sum"] == 2, 200.0, 50.0 * pairs["sum"])  # of one picture: accuracy + accuracy+
-    member = np.column_stack([pairs["subtask"] == name for name in names])
-    scores = {f"mme_{name}": mean_interval(points[here], bounds=(0, 200), **settings.resampling)
-              for name, here in zip(names, member.T)}
-    share = points[:, None] * member / member.sum(axis=0)  # sums to each subtask's score
-    total = bootstrap_interval(share, lambda sums: sums.sum(axis=-1), strata=pairs["subtask"], **settings.resampling)
-    if total.low is None:
-        total = replace(total, low=sum(e.low for e in scores.values()), high=sum(e.high for e in scores.values()),
-                        reason="")
-    return {name: replace(e, n=2 * e.n) for name, e in {**scores, "mme_p": total}.items()}
+    return pairs.assign(points=np.where(pairs["sum"] == 2, 200.0, 50.0 * pairs["sum"]))
+
+
+def mme_sum(points: pd.Series, subtasks: pd.Series, settings: Settings) -> Estimate:
+    """Sum over the subtasks of the mean points of their pictures; as many of each are resampled as there are. Of
+    differences in points as well. n counts pictures."""
+    member = np.column_stack([subtasks == name for name in sorted(set(subtasks))])
+    return bootstrap_interval(points.to_numpy()[:, None] * member,
+                              lambda sums: (sums / member.sum(axis=0)).sum(axis=-1), strata=subtasks,
+                              **settings.resampling)
 
 
 def evaluate_mme(model: Model, samples: Sequence[Sample], settings: Settings = Settings(), *, table: str = TABLE,
