@@ -79,20 +79,21 @@ def evaluate_pope(model: Model, samples: Sequence[Sample], settings: Settings = 
 
 # --- MME -------------------------------------------------------------------------------------------------------------
 
+# MME-Perception's other five subtasks, and why the world has none of them.
+MME_ABSENT = {"posters": "the world has no films", "celebrity": "the world has no people",
+              "scene": "the world has no places to name", "landmark": "the world has no landmarks",
+              "artwork": "the world has no works of art"}
+
 
 def mme_scores(subtasks: Sequence[str], pictures: Sequence[str], right: Sequence[bool],
                settings: Settings = Settings()) -> dict[str, Estimate]:
     """MME's score of each subtask, accuracy + accuracy+ (0..200), and their sum "mme_p" (MME calculation.py).
 
     accuracy: percent of questions; accuracy+: percent of pictures with both questions right. Where the pictures of
-    every subtask are alike, the ends of mme_p are the sums of the subtasks' own, which is on the safe side. Raises
-    `ValueError` where a picture of a subtask has not two questions. n counts questions.
+    every subtask are alike, the ends of mme_p are the sums of the subtasks' own, which is on the safe side. n counts
+    questions. Raises as `mme_pairs`.
     """
-    items = pd.DataFrame({"subtask": list(subtasks), "picture": list(pictures), "right": np.asarray(right, float)})
-    pairs = items.groupby(["subtask", "picture"], sort=True)["right"].agg(["count", "sum"]).reset_index()
-    if (pairs["count"] != 2).any():
-        odd = pairs[pairs["count"] != 2].iloc[0]
-        raise ValueError(f"MME asks two questions a picture; {odd.picture!r} of {odd.subtask} has {odd['count']}")
+    pairs = mme_pairs(subtasks, pictures, right)
     names = sorted(set(pairs["subtask"]))
     points = np.where(pairs["sum"] == 2, 200.0, 50.0 * pairs["sum"])  # of one picture: accuracy + accuracy+
     member = np.column_stack([pairs["subtask"] == name for name in names])
@@ -104,6 +105,31 @@ def mme_scores(subtasks: Sequence[str], pictures: Sequence[str], right: Sequence
         total = replace(total, low=sum(e.low for e in scores.values()), high=sum(e.high for e in scores.values()),
                         reason="")
     return {name: replace(e, n=2 * e.n) for name, e in {**scores, "mme_p": total}.items()}
+
+
+def mme_accuracies(items: pd.DataFrame, settings: Settings = Settings()) -> dict[str, Estimate]:
+    """The two halves of each subtask's score, in percent, of the table that `evaluate_mme` gives: mme_<subtask>_acc
+    (n questions) and mme_<subtask>_acc_plus (n pictures)."""
+    scores, how = {}, settings.resampling
+    pairs = mme_pairs(items["subtask"], items["picture"], items["right"])
+    for name, asked in items.groupby("subtask"):
+        whole = pairs["sum"][pairs["subtask"] == name] == 2
+        scores |= {f"mme_{name}_acc": proportion_interval(asked["right"], groups=asked["picture"], **how).scaled(100),
+                   f"mme_{name}_acc_plus": proportion_interval(whole, **how).scaled(100)}
+    return scores
+
+
+def mme_pairs(subtasks: Sequence[str], pictures: Sequence[str], right: Sequence[bool]) -> pd.DataFrame:
+    """A line a picture of a subtask: subtask, picture, count (2) and sum of right answers, ordered by the first two.
+
+    Raises `ValueError` where a picture of a subtask has not two questions.
+    """
+    items = pd.DataFrame({"subtask": list(subtasks), "picture": list(pictures), "right": np.asarray(right, float)})
+    pairs = items.groupby(["subtask", "picture"], sort=True)["right"].agg(["count", "sum"]).reset_index()
+    if (pairs["count"] != 2).any():
+        odd = pairs[pairs["count"] != 2].iloc[0]
+        raise ValueError(f"MME asks two questions a picture; {odd.picture!r} of {odd.subtask} has {odd['count']}")
+    return pairs
 
 
 def evaluate_mme(model: Model, samples: Sequence[Sample], settings: Settings = Settings(), *, table: str = TABLE,
@@ -205,15 +231,16 @@ def evaluate_captioning(model: Model, samples: Sequence[Sample], settings: Setti
 
     Columns caption_bleu4 (0..100) and caption_cider (0..10), against every wording that the world has for a scene;
     where scenes are known also what a reader learns: percent of captions with the objects, their attributes, the
-    relation, the background and all of it right (`world.captions.matches`).
+    relation, the background and all of it right (`world.captions.matches`). Per item: picture, reference (the first),
+    prediction, cider, bleu (the sums of `bleu_statistics`), and what is right.
     """
     texts = [answer.text or "" for answer in ask(model, samples, settings, to="text", task="captioning")]
     references = [reference_captions(sample) for sample in samples]
     items = pd.DataFrame({"picture": [s.images[0] for s in samples], "reference": [r[0] for r in references],
-                          "prediction": texts, "cider": cider_scores(texts, references)})
+                          "prediction": texts, "cider": cider_scores(texts, references),
+                          "bleu": [bleu_statistics(text, truth) for text, truth in zip(texts, references)]})
     how = settings.resampling
-    statistics = np.array([bleu_statistics(text, truth) for text, truth in zip(texts, references)])
-    scores = {"caption_bleu4": bootstrap_interval(statistics, bleu, **how),
+    scores = {"caption_bleu4": bootstrap_interval(items["bleu"].tolist(), bleu, **how),
               "caption_cider": mean_interval(items["cider"], bounds=(0, 10), **how)}
     if all("scene" in sample.meta for sample in samples):
         facts = [matches(text, Scene.from_dict(sample.meta["scene"])) for text, sample in zip(texts, samples)]
