@@ -7,10 +7,11 @@ import pytest
 from omnidiff_lite.evaluation.records import measured, missing
 from omnidiff_lite.evaluation.requests import Settings
 from omnidiff_lite.evaluation.statistics import Estimate
-from omnidiff_lite.evaluation.table2 import DIFFERENCE, by_part, choice_errors, differences, shown
+from omnidiff_lite.evaluation.table2 import (by_part, caption_differences, choice_differences, choice_errors,
+                                             mme_differences, pope_differences, shown)
 from omnidiff_lite.evaluation.vision import bleu, bleu_statistics, mme_accuracies, mme_scores, pope_scores
 
-FEW = Settings(bootstrap=200)
+FEW = Settings("twin minus diffusion", bootstrap=200)
 
 
 def asked(answers: str, said: str, subtask: str = "count") -> pd.DataFrame:
@@ -22,7 +23,7 @@ def asked(answers: str, said: str, subtask: str = "count") -> pd.DataFrame:
 
 
 def values(records) -> dict[str, float]:
-    assert {r.row for r in records} == {DIFFERENCE}
+    assert {r.row for r in records} == {FEW.row}
     return {r.column: pytest.approx(r.value) for r in records}
 
 
@@ -30,7 +31,7 @@ def test_acc_and_acc_plus_differ_where_pictures_are_half_right():
     """Three of four questions right, one of two pictures: 75 + 50."""
     items = asked("ynyn", "ynyy")
     parts = mme_accuracies(items, FEW)
-    assert {name: e.value for name, e in parts.items()} == {"mme_count_acc": 75, "mme_count_acc_plus": 50}
+    assert {name: e.value for name, e in parts.items()} == {"mme_count_accuracy": 75, "mme_count_accuracy_plus": 50}
     assert [e.n for e in parts.values()] == [4, 2]
     whole = mme_scores(items["subtask"], items["picture"], items["right"], FEW)["mme_count"].value
     assert whole == sum(e.value for e in parts.values())
@@ -45,8 +46,7 @@ def test_differences_are_those_of_the_two_scores():
         texts, ("a red dog runs home", "a blue star is up here"))], "cider": [1.0, 2.0], "all_right": [True, False]})
         for texts in (("a red dog runs home", "a blue star is down here"), ("a red dog runs", "the star"))]
     scores = [float(bleu(np.sum(items["bleu"].tolist(), axis=0))) for items in captions]
-    found = values(differences({"pope_popular": ours, "captioning": captions[0]},
-                               {"pope_popular": twin, "captioning": captions[1]}, FEW))
+    found = values(pope_differences("pope_popular", ours, twin, FEW) + caption_differences(*captions, FEW))
     assert found == {"pope_popular_accuracy": 100 * (6 - 4) / 8, "pope_popular_f1": f1[0] - f1[1],
                      "caption_bleu4": scores[0] - scores[1], "caption_cider": 0, "caption_all_right": 0}
     assert f1[0] != f1[1] and scores[0] > scores[1]
@@ -56,7 +56,7 @@ def test_mmes_difference_counts_pictures_within_their_subtasks():
     """count: 200 against 125; color (one picture): 50 against 200."""
     ours = pd.concat([asked("ynyn", "ynyn"), asked("yn", "yy", "color")])
     twin = pd.concat([asked("ynyn", "ynyy"), asked("yn", "yn", "color")])
-    record, = differences({"mme": ours}, {"mme": twin}, FEW)
+    record, = mme_differences(ours, twin, FEW)
     assert record.value == pytest.approx(75 - 150) and record.n == 6
     assert -150 <= record.low <= record.value <= record.high <= 0
 
@@ -66,7 +66,7 @@ def test_a_difference_has_an_interval_that_pairs_the_items():
     hard = rng.random(200) < 0.5
     ours = pd.DataFrame({"right": hard, "picture": range(200)})
     twin = pd.DataFrame({"right": hard & (rng.random(200) < 0.9), "picture": range(200)})
-    record, = differences({"seed2plus_letter": ours}, {"seed2plus_letter": twin}, FEW)
+    record, = choice_differences("seed2plus_letter", ours, twin, FEW)
     assert record.column == "seed2plus_letter" and 0 < record.low < record.value < record.high < 12
 
 

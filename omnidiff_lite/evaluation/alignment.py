@@ -87,6 +87,12 @@ def score_pictures(judges: Judges, pictures: Sequence[PIL.Image.Image | None], s
     return scores, items
 
 
+def picture_items(items: pd.DataFrame) -> dict[str, tuple[str, ...]]:
+    """Which columns per item of `score_pictures` the columns of its estimates are made of (`paired.differences`)."""
+    judged = {name: (name,) for name in ("clip_t", "clip_i")}
+    return judged | {f"image_{name}": (name,) for name in items if name == "missing" or name.endswith("_right")}
+
+
 def read_picture(picture: PIL.Image.Image | None, scene: dict, world: WorldConfig) -> dict[str, bool]:
     """What of the scene is really in the picture (keys as `world.captions.verdict`); nothing where it is missing."""
     from omnidiff_lite.evaluation.scene_analysis import score

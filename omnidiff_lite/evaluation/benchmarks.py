@@ -14,7 +14,7 @@ from omnidiff_lite.chat import Sample
 from omnidiff_lite.evaluation.judges import Judges
 from omnidiff_lite.evaluation.records import Record
 from omnidiff_lite.evaluation.requests import Model, Settings, meta, reference_speech
-from omnidiff_lite.evaluation.speech import evaluate_asr, evaluate_recordings, evaluate_tts, speech_records
+from omnidiff_lite.evaluation.speech import evaluate_asr, evaluate_recordings, evaluate_tts, skipping_records
 from omnidiff_lite.evaluation.vision import evaluate_mme, evaluate_pope, evaluate_seed_bench
 
 
@@ -34,12 +34,10 @@ def _librispeech(model: Model, judges: Judges, samples: Sequence[Sample], settin
 def _libritts(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:
     """An answer without speech is wrong; the row of the released script, which skips it, stands beside."""
     kept, items = evaluate_tts(model, judges.recognition, samples, settings)
-    skipped = speech_records(items, settings, skip_silent=True)
     ceiling = evaluate_recordings(judges.recognition, reference_speech(samples, settings),
                                   [meta(sample, "text") for sample in samples],
                                   replace(settings, row="real data (ceiling)"))[0]
-    flattered = f"{settings.row}, silent answers skipped"
-    return kept + [replace(r, row=flattered) for r in skipped if r.column == "tts_wer"] + ceiling
+    return kept + skipping_records(items, settings) + ceiling
 
 
 def _pope(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:

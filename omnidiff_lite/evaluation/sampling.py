@@ -2,12 +2,13 @@
 
 Times are of whole requests, one at a time, after one to warm up: from the prompt's encoding to the picture or the wave.
 Only the answer counts as output: throughput is in answer tokens, the real-time factor divides by the seconds of speech
-that came out. One clock for every method, so the autoregressive twin is timed by the same lines.
+that came out. One clock for every method, so the autoregressive twin is timed by the same lines. It takes as many steps
+as it says tokens: one row a task, and what lies between it and the diffusion at each number of steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,11 +18,12 @@ import pandas as pd
 
 from omnidiff_lite.chat import Sample
 from omnidiff_lite.config import WorldConfig
-from omnidiff_lite.evaluation.alignment import score_pictures
+from omnidiff_lite.evaluation.alignment import picture_items, score_pictures
 from omnidiff_lite.evaluation.judges import Judges
+from omnidiff_lite.evaluation.paired import MINUS, TWIN, Columns, differences, is_difference
 from omnidiff_lite.evaluation.records import Record, measured, missing
 from omnidiff_lite.evaluation.requests import Answer, Model, Settings, ask, requests_of
-from omnidiff_lite.evaluation.speech import Recogniser, evaluate_tts
+from omnidiff_lite.evaluation.speech import TTS_ITEMS, Recogniser, evaluate_tts
 from omnidiff_lite.evaluation.statistics import Estimate, median_interval, ratio_interval
 from omnidiff_lite.measure import seconds_of
 
@@ -29,42 +31,99 @@ TABLE = "table3_sampling"
 NAMES = {"t2i": "text-to-image", "s2i": "speech-to-image", "tts": "text-to-speech"}
 
 
+@dataclass(frozen=True)
+class Point:
+    """One row: its records, its items, and the seconds of its timed requests."""
+
+    records: list[Record]
+    items: pd.DataFrame
+    seconds: list[float]
+
+
 def sweep_images(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings = Settings(), *,
                  task: str = "t2i", steps: Sequence[int] = (256, 50, 10), timed: int = 5,
-                 world: WorldConfig | None = None) -> tuple[list[Record], pd.DataFrame]:
+                 world: WorldConfig | None = None, twin: Model | str | None = None
+                 ) -> tuple[list[Record], pd.DataFrame]:
     """Image rows (task t2i or s2i): clip_t, clip_i, `image_*` with `world`, latency_s, tokens_per_s, a row for each
-    number of steps."""
-    records, tables = [], []
-    for count in steps:
-        here = _decoding(settings, {"steps": count})
-        timing = time_answers(model, samples[:timed], here, to="image", task=task)
-        pictures = [answer.image for answer in ask(model, samples, here, to="image", task=task)]
+    number of steps; and the twin's, where it (or why there is none) is given."""
+    def measure(who: Model, here: Settings) -> Point:
+        timing = time_answers(who, samples[:timed], here, to="image", task=task)
+        pictures = [answer.image for answer in ask(who, samples, here, to="image", task=task)]
         scores, items = score_pictures(judges, pictures, samples, here, world=world)
-        records += measured(TABLE, row_name(settings, task, count), settings.seed, scores | speed(timing, here))
-        tables.append(items.assign(steps=count))
-    return records, pd.concat(tables, ignore_index=True)
+        return Point(measured(TABLE, here.row, here.seed, scores | speed(timing, here)), items, timing.seconds)
+
+    return _sweep(measure, model, twin, settings, task, {str(count): count for count in steps}, picture_items)
 
 
 def sweep_speech(model: Model, judge: Recogniser, samples: Sequence[Sample], settings: Settings = Settings(), *,
-                 ratios: Sequence[float] = (0.5, 0.25, 0.125), timed: int = 5) -> tuple[list[Record], pd.DataFrame]:
+                 ratios: Sequence[float] = (0.5, 0.25, 0.125), timed: int = 5, twin: Model | str | None = None
+                 ) -> tuple[list[Record], pd.DataFrame]:
     """Speech rows: tts_wer, tts_silent, latency_s, tokens_per_s, rtf (seconds of computing a second of speech), a row
-    for each number of steps as a share of the length L of the answer's canvas."""
-    records, tables = [], []
-    for share in ratios:
-        here = _decoding(settings, {"steps": share})
-        row = row_name(settings, "tts", f"{share:g}L")
-        timing = time_answers(model, samples[:timed], here, to="speech", task="tts")
-        scores, items = evaluate_tts(model, judge, samples, here)
-        records += [replace(record, table=TABLE, row=row) for record in scores]
-        records += measured(TABLE, row, settings.seed, speed(timing, here))
-        records += _real_time(timing, row, here)
-        tables.append(items.assign(steps=share))
+    for each number of steps as a share of the length L of the answer's canvas; and the twin's, as above."""
+    def measure(who: Model, here: Settings) -> Point:
+        timing = time_answers(who, samples[:timed], here, to="speech", task="tts")
+        scores, items = evaluate_tts(who, judge, samples, here)
+        records = [replace(record, table=TABLE) for record in scores]
+        records += measured(TABLE, here.row, here.seed, speed(timing, here))
+        return Point(records + _real_time(timing, here), items, timing.seconds)
+
+    steps = {f"{share:g}L": share for share in ratios}
+    return _sweep(measure, model, twin, settings, "tts", steps, lambda _: TTS_ITEMS)
+
+
+def row_name(settings: Settings, task: str, steps: object = None) -> str:
+    """"diffusion: text-to-image, 10 steps": the method, then the row as the paper names it; the twin's names none."""
+    return f"{settings.row}: {NAMES[task]}" + ("" if steps is None else f", {steps} steps")
+
+
+def _sweep(measure: Callable[[Model, Settings], Point], model: Model, twin: Model | str | None, settings: Settings,
+           task: str, steps: Mapping[str, float], columns: Callable[[pd.DataFrame], Columns]
+           ) -> tuple[list[Record], pd.DataFrame]:
+    """A row for each of `steps` (as it is called: as it is set), then the twin's; per item also steps, NaN for it."""
+    points = {}
+    for name, count in steps.items():
+        here = replace(settings, row=row_name(settings, task, name))
+        points[name] = measure(model, _decoding(here, {"steps": count}))
+    records = [record for point in points.values() for record in point.records]
+    tables = [point.items.assign(steps=count) for point, count in zip(points.values(), steps.values())]
+    row = row_name(replace(settings, row=TWIN), task)
+    if isinstance(twin, str):
+        records += [missing(TABLE, row, record.column, twin) for record in next(iter(points.values())).records]
+    elif twin is not None:
+        own = measure(twin, _decoding(replace(settings, row=row), {"steps": None}))
+        records, tables = records + own.records, [*tables, own.items.assign(steps=np.nan)]
+        for name, point in points.items():
+            between = replace(settings, row=f"{row}{MINUS}{settings.row}, {name} steps")
+            records += _between(own, point, columns(own.items), between)
     return records, pd.concat(tables, ignore_index=True)
 
 
-def row_name(settings: Settings, task: str, steps: object) -> str:
-    """"diffusion: text-to-image, 10 steps": the method, then the row as the paper names it."""
-    return f"{settings.row}: {NAMES[task]}, {steps} steps"
+def _between(a: Point, b: Point, columns: Columns, settings: Settings) -> list[Record]:
+    """What a has more than b, paired: by item the scores, by request (its median) the seconds."""
+    longer = median_interval(np.subtract(a.seconds, b.seconds), **settings.resampling)
+    return (differences(TABLE, columns, a.items, b.items, settings)
+            + measured(TABLE, settings.row, settings.seed, {"latency_s": longer}))
+
+
+def trade_offs(records: Iterable[Record], scores: Mapping[str, str]) -> pd.DataFrame:
+    """What a figure of quality against latency shows: task, method, steps ("" for the twin), and value, low and high of
+    both as quality, quality_low, ..., latency_high. `scores`: the column that is the quality of each task."""
+    cells = {(r.row, r.column): r for r in records if r.table == TABLE and r.value is not None and not is_difference(r)}
+    rows = []
+    for row in dict.fromkeys(row for row, _ in cells):
+        method, _, place = row.partition(": ")
+        task, _, steps = place.partition(", ")
+        quality, latency = (cells.get((row, column)) for column in (scores.get(task), "latency_s"))
+        if quality and latency:
+            rows.append({"task": task, "method": method, "steps": steps.removesuffix(" steps"),
+                         **_ends("quality", quality), **_ends("latency", latency)})
+    return pd.DataFrame(rows)
+
+
+def _ends(name: str, record: Record) -> dict[str, float]:
+    """Where there is no interval both ends are the value."""
+    low, high = (record.value, record.value) if record.low is None else (record.low, record.high)
+    return {name: record.value, f"{name}_low": low, f"{name}_high": high}
 
 
 @dataclass(frozen=True)
@@ -99,11 +158,12 @@ def speed(timing: Timing, settings: Settings) -> dict[str, Estimate]:
             "tokens_per_s": ratio_interval(tokens, timing.seconds, **settings.resampling)}
 
 
-def _real_time(timing: Timing, row: str, settings: Settings) -> list[Record]:
+def _real_time(timing: Timing, settings: Settings) -> list[Record]:
     spoken = np.array([answer.speech.seconds if answer.speech else 0.0 for answer in timing.answers])
     if not spoken.any():
-        return [missing(TABLE, row, "rtf", "every timed answer was silent")]
-    return measured(TABLE, row, settings.seed, {"rtf": ratio_interval(timing.seconds, spoken, **settings.resampling)})
+        return [missing(TABLE, settings.row, "rtf", "every timed answer was silent")]
+    factor = ratio_interval(timing.seconds, spoken, **settings.resampling)
+    return measured(TABLE, settings.row, settings.seed, {"rtf": factor})
 
 
 def _decoding(settings: Settings, changes: Mapping[str, Any]) -> Settings:

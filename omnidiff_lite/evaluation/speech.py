@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Protocol
 
@@ -15,12 +16,16 @@ import numpy as np
 import pandas as pd
 
 from omnidiff_lite.chat import Sample
+from omnidiff_lite.evaluation.paired import MINUS, differences
 from omnidiff_lite.evaluation.records import Record, measured, missing
 from omnidiff_lite.evaluation.requests import Model, Settings, ask, meta
 from omnidiff_lite.evaluation.statistics import Estimate, proportion_interval, ratio_interval
 from omnidiff_lite.media import MIN_SECONDS, Waveform
 
 TABLE = "table1_speech"
+# What differences are made of, per item (`paired.differences`).
+ASR_ITEMS = {"asr_wer": ("errors", "words"), "asr_wer_whisper": ("whisper_errors", "whisper_words")}
+TTS_ITEMS = {"tts_wer": ("errors", "words"), "tts_silent": ("silent",)}
 
 
 class Recogniser(Protocol):
@@ -103,14 +108,16 @@ def evaluate_asr(model: Model, samples: Sequence[Sample], settings: Settings = S
                  ) -> tuple[list[Record], pd.DataFrame]:
     """Recognition of `samples` (task asr, reference in meta "answer").
 
-    Columns asr_wer (released normalization) and asr_wer_whisper. Per item: reference, hypothesis, errors, words.
+    Columns asr_wer (released normalization) and asr_wer_whisper. Per item: reference, hypothesis, errors, words, and
+    the latter two by Whisper's normalization.
     """
     references = [meta(sample, "answer") for sample in samples]
     texts = [answer.text for answer in ask(model, samples, settings, to="text", task="asr")]
     items = compare(references, texts)
     whisper = compare(references, texts, "whisper")
     return measured(TABLE, settings.row, settings.seed, {
-        "asr_wer": wer(items, settings), "asr_wer_whisper": wer(whisper, settings)}), items
+        "asr_wer": wer(items, settings), "asr_wer_whisper": wer(whisper, settings)}), items.assign(
+            whisper_errors=whisper["errors"], whisper_words=whisper["words"])
 
 
 def evaluate_tts(model: Model, judge: Recogniser, samples: Sequence[Sample], settings: Settings = Settings(), *,
@@ -119,7 +126,7 @@ def evaluate_tts(model: Model, judge: Recogniser, samples: Sequence[Sample], set
 
     Columns tts_wer and tts_silent (percent of answers without speech). An answer without speech is all deletions;
     `skip_silent=True` leaves it out, as the released script does (evaluate_libritts.py:131-132). Per item:
-    reference, hypothesis, errors, words, seconds.
+    reference, hypothesis, errors, words, seconds, silent.
     """
     waves = [answer.speech for answer in ask(model, samples, settings, to="speech", task="tts")]
     items = _heard(judge, waves, [meta(sample, "text") for sample in samples])
@@ -154,15 +161,26 @@ def _audible(wave: Waveform | None) -> bool:
 def _heard(judge: Recogniser, waves: Sequence[Waveform | None], texts: Sequence[str]) -> pd.DataFrame:
     items = compare(texts, transcribe_all(judge, waves), "libritts")
     items["seconds"] = [wave.seconds if _audible(wave) else 0.0 for wave in waves]
-    return items
+    return items.assign(silent=items["seconds"] == 0)
 
 
 def speech_records(items: pd.DataFrame, settings: Settings, skip_silent: bool) -> list[Record]:
     """tts_wer and tts_silent of the table per item that the evaluations of speech give."""
-    silent = items["seconds"] == 0
-    records = measured(TABLE, settings.row, settings.seed, {
-        "tts_silent": proportion_interval(silent, **settings.resampling).scaled(100)})
-    kept = items[~silent] if skip_silent else items
+    silent = proportion_interval(items["silent"], **settings.resampling).scaled(100)
+    records = measured(TABLE, settings.row, settings.seed, {"tts_silent": silent})
+    kept = items[~items["silent"]] if skip_silent else items
     if kept.empty:
         return [missing(TABLE, settings.row, "tts_wer", "every answer was silent"), *records]
     return measured(TABLE, settings.row, settings.seed, {"tts_wer": wer(kept, settings)}) + records
+
+
+def skipping_records(items: pd.DataFrame, settings: Settings) -> list[Record]:
+    """What the released script's skipping of silent answers does to the same answers: their tts_wer in a row "...,
+    silent answers skipped", and how far that lies from the WER of all, paired by item."""
+    row = f"{settings.row}, silent answers skipped"
+    skipped = [r for r in speech_records(items, replace(settings, row=row), True) if r.column == "tts_wer"]
+    if items["silent"].all():
+        return skipped
+    heard = items[["errors", "words"]].mul(~items["silent"], axis=0)  # a silent answer adds nothing to either sum
+    apart = replace(settings, row=f"{row}{MINUS}all")
+    return skipped + differences(TABLE, {"tts_wer": ("errors", "words")}, heard, items, apart)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from omnidiff_lite.artifacts import Artifacts
+from omnidiff_lite.artifacts import Artifacts, MissingArtifact
 from omnidiff_lite.backbone import Denoiser
 from omnidiff_lite.chat import AUDIO, IMAGE, Sample
 from omnidiff_lite.config import Preset
@@ -42,6 +42,14 @@ def autoregressive_twin(model: OmniDiffusion, artifacts: Artifacts) -> OmniDiffu
     denoiser = Denoiser.from_pretrained(artifacts.require(artifacts.twin, "14_autoregressive_twin"),
                                         dtype=model.denoiser.dtype).to(model.device)
     return OmniDiffusion(denoiser, model.tokenizers, model.settings)
+
+
+def twin_or_reason(model: OmniDiffusion, artifacts: Artifacts) -> OmniDiffusion | str:
+    """The same, or where notebook 14 has not run, why there is none: what the twin's cells then say."""
+    try:
+        return autoregressive_twin(model, artifacts)
+    except MissingArtifact:
+        return "no twin: run notebook 14"
 
 
 def evaluate_task(task: str, model: Model, judges: Judges, samples: Sequence[Sample], preset: Preset,

@@ -1,84 +1,68 @@
-"""What table 2 shows: the figure chosen where the paper leaves it open, benchmarks part by part, and what the
-diffusion model is ahead of its autoregressive twin, on the same items."""
+"""What table 2 shows: the figure chosen where the paper leaves it open, benchmarks part by part, and what lies between
+the autoregressive twin and the diffusion model, paired by item."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
+from omnidiff_lite.evaluation.alignment import picture_items
+from omnidiff_lite.evaluation.paired import differences
 from omnidiff_lite.evaluation.records import Record, measured
 from omnidiff_lite.evaluation.requests import Settings
-from omnidiff_lite.evaluation.statistics import (Estimate, bootstrap_interval, difference_interval, mean_interval,
-                                                 paired_difference, proportion_interval, ratio)
+from omnidiff_lite.evaluation.statistics import (
+    Estimate, difference_interval, mean_interval, paired_difference, proportion_interval, ratio)
 from omnidiff_lite.evaluation.tables import cell_text
-from omnidiff_lite.evaluation.vision import TABLE, bleu, mme_pairs, yes_or_no
+from omnidiff_lite.evaluation.vision import TABLE, bleu, mme_points, mme_sum, yes_or_no
 
-TWIN, DIFFERENCE = "autoregressive twin", "diffusion - twin"  # rows
-MOST_ERRORS = 2  # standard errors by which two choices have to differ to be told apart
-
-Items = Mapping[str, pd.DataFrame]  # what each evaluation gave per item, by the name of its column
-Pair = Callable[[pd.DataFrame, pd.DataFrame, Mapping[str, int]], Estimate]
+TOLD_APART = 2  # standard errors of their difference by which two choices have to differ
 
 
-# --- diffusion minus twin ---------------------------------------------------------------------------------------------
+# --- differences: each takes the items of two methods, and names its row by the settings -----------------------------
 
 
-def differences(ours: Items, twins: Items, settings: Settings = Settings(), table: str = TABLE) -> list[Record]:
-    """The headline figures of `ours` minus those of `twins`, row "diffusion - twin", by paired bootstrap.
-
-    Keys: pope_<strategy>, mme, seed2plus_<scoring>, captioning, t2i; the tables are those that the evaluations of the
-    same samples gave. Figures of other keys are not known: `KeyError`.
-    """
-    found: dict[str, Estimate] = {}
-    for key in ours:
-        for column, pair in _figures(key).items():
-            found[column] = pair(ours[key], twins[key], settings.resampling)
-    return measured(table, DIFFERENCE, settings.seed, found)
+def pope_differences(name: str, a: pd.DataFrame, b: pd.DataFrame, settings: Settings) -> list[Record]:
+    """`name`_accuracy and `name`_f1 of `a` less those of `b`, two tables of `evaluate_pope`; pictures stay together."""
+    how = {"groups": a["picture"], **settings.resampling}
+    f1 = difference_interval(_f1_sums(a), _f1_sums(b), ratio, **how).scaled(100)
+    accuracy = choice_differences(f"{name}_accuracy", a, b, settings)
+    return accuracy + measured(TABLE, settings.row, settings.seed, {f"{name}_f1": f1})
 
 
-def _figures(key: str) -> dict[str, Pair]:
-    if key.startswith("pope_"):
-        return {f"{key}_accuracy": _mean("right"), f"{key}_f1": _f1}
-    return {key: _mean("right")} if key.startswith("seed2plus_") else _FIGURES[key]
+def _f1_sums(items: pd.DataFrame) -> np.ndarray:
+    """2 x right "yes" answers, and all that are said or wanted: F1 is their ratio (`vision.pope_scores`)."""
+    said = np.array([yes_or_no(text) == "yes" for text in items["prediction"]])
+    wanted = items["answer"].str.lower().to_numpy() == "yes"
+    return np.column_stack([2 * (said & wanted), 1 * said + wanted])
 
 
-def _mean(column: str, scale: float = 100.0) -> Pair:
-    """Difference of means; questions about one picture stay together."""
-    def pair(a: pd.DataFrame, b: pd.DataFrame, how: Mapping[str, int]) -> Estimate:
-        return paired_difference(a[column], b[column], groups=a.get("picture"), **how).scaled(scale)
-    return pair
+def choice_differences(column: str, a: pd.DataFrame, b: pd.DataFrame, settings: Settings) -> list[Record]:
+    """Percent of questions right, of `a` less that of `b`; those about one picture stay together."""
+    found = paired_difference(a["right"], b["right"], groups=a["picture"], **settings.resampling)
+    return measured(TABLE, settings.row, settings.seed, {column: found.scaled(100)})
 
 
-def _f1(a: pd.DataFrame, b: pd.DataFrame, how: Mapping[str, int]) -> Estimate:
-    """2 x right "yes" answers over all that are said and all that are wanted (`vision.pope_scores`)."""
-    def sums(items: pd.DataFrame) -> np.ndarray:
-        said = np.array([yes_or_no(text) == "yes" for text in items["prediction"]])
-        wanted = items["answer"].str.lower().to_numpy() == "yes"
-        return np.column_stack([2 * (said & wanted), 1 * said + wanted])
-    return difference_interval(sums(a), sums(b), ratio, groups=a["picture"], **how).scaled(100)
+def mme_differences(a: pd.DataFrame, b: pd.DataFrame, settings: Settings) -> list[Record]:
+    """mme_p of `a` less that of `b`, two tables of `evaluate_mme`."""
+    first, second = (mme_points(items["subtask"], items["picture"], items["right"]) for items in (a, b))
+    found = mme_sum(first["points"] - second["points"], first["subtask"], settings)
+    return measured(TABLE, settings.row, settings.seed, {"mme_p": replace(found, n=2 * found.n)})
 
 
-def _mme(a: pd.DataFrame, b: pd.DataFrame, how: Mapping[str, int]) -> Estimate:
-    """Points of mme_p: each picture adds its own to its subtask's mean, and subtasks keep their sizes."""
-    first, second = (mme_pairs(items["subtask"], items["picture"], items["right"]) for items in (a, b))
-    points = [np.where(pairs["sum"] == 2, 200.0, 50.0 * pairs["sum"]) for pairs in (first, second)]
-    share = (points[0] - points[1]) / first.groupby("subtask")["sum"].transform("size")
-    found = bootstrap_interval(share.to_numpy()[:, None], lambda sums: sums[..., 0], strata=first["subtask"], **how)
-    return replace(found, n=2 * found.n)
+def caption_differences(a: pd.DataFrame, b: pd.DataFrame, settings: Settings) -> list[Record]:
+    """BLEU-4, CIDEr and, where scenes are known, captions with all right, of two tables of `evaluate_captioning`."""
+    found = difference_interval(a["bleu"].tolist(), b["bleu"].tolist(), bleu, **settings.resampling)
+    means = {f"caption_{name}": (name,) for name in ("cider", "all_right") if name in a}
+    return measured(TABLE, settings.row, settings.seed, {"caption_bleu4": found}) + differences(
+        TABLE, means, a, b, settings)
 
 
-def _bleu(a: pd.DataFrame, b: pd.DataFrame, how: Mapping[str, int]) -> Estimate:
-    return difference_interval(a["bleu"].tolist(), b["bleu"].tolist(), bleu, **how)
-
-
-_FIGURES: dict[str, dict[str, Pair]] = {
-    "mme": {"mme_p": _mme},
-    "captioning": {"caption_bleu4": _bleu, "caption_cider": _mean("cider", 1.0),
-                   "caption_all_right": _mean("all_right")},
-    "t2i": {"clip_t": _mean("clip_t", 1.0), "clip_i": _mean("clip_i", 1.0), "image_all_right": _mean("all_right")}}
+def picture_differences(a: pd.DataFrame, b: pd.DataFrame, settings: Settings) -> list[Record]:
+    """CLIP-T, CLIP-I and what is right, of two tables of `score_pictures`."""
+    return differences(TABLE, picture_items(a), a, b, settings)
 
 
 # --- choices and parts ------------------------------------------------------------------------------------------------
@@ -115,6 +99,6 @@ def choice_errors(items: pd.DataFrame, name: str, settings: Settings = Settings(
     scores, errors = (items.filter(regex=f"^{kind}_").to_numpy() for kind in ("score", "error"))
     order = np.argsort(np.where(np.isnan(scores), -np.inf, scores), axis=1)[:, :-3:-1]  # the two likeliest
     best, spread = (np.take_along_axis(x, order, axis=1) for x in (scores, errors))
-    unsure = best[:, 0] - best[:, 1] < MOST_ERRORS * np.hypot(spread[:, 0], spread[:, 1])
+    unsure = best[:, 0] - best[:, 1] < TOLD_APART * np.hypot(spread[:, 0], spread[:, 1])
     return {f"{name}_error": mean_interval(np.nanmean(errors, axis=1), **settings.resampling),
             f"{name}_unsure": proportion_interval(unsure, **settings.resampling).scaled(100)}

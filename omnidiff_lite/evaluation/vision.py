@@ -90,46 +90,48 @@ def mme_scores(subtasks: Sequence[str], pictures: Sequence[str], right: Sequence
     """MME's score of each subtask, accuracy + accuracy+ (0..200), and their sum "mme_p" (MME calculation.py).
 
     accuracy: percent of questions; accuracy+: percent of pictures with both questions right. Where the pictures of
-    every subtask are alike, the ends of mme_p are the sums of the subtasks' own, which is on the safe side. n counts
-    questions. Raises as `mme_pairs`.
+    every subtask are alike, the ends of mme_p are the sums of the subtasks' own, which is on the safe side. Raises
+    `ValueError` where a picture of a subtask has not two questions. n counts questions.
     """
-    pairs = mme_pairs(subtasks, pictures, right)
-    names = sorted(set(pairs["subtask"]))
-    points = np.where(pairs["sum"] == 2, 200.0, 50.0 * pairs["sum"])  # of one picture: accuracy + accuracy+
-    member = np.column_stack([pairs["subtask"] == name for name in names])
-    scores = {f"mme_{name}": mean_interval(points[here], bounds=(0, 200), **settings.resampling)
-              for name, here in zip(names, member.T)}
-    share = points[:, None] * member / member.sum(axis=0)  # sums to each subtask's score
-    total = bootstrap_interval(share, lambda sums: sums.sum(axis=-1), strata=pairs["subtask"], **settings.resampling)
+    pairs = mme_points(subtasks, pictures, right)
+    scores = {f"mme_{name}": mean_interval(points, bounds=(0, 200), **settings.resampling)
+              for name, points in pairs.groupby("subtask")["points"]}
+    total = mme_sum(pairs["points"], pairs["subtask"], settings)
     if total.low is None:
         total = replace(total, low=sum(e.low for e in scores.values()), high=sum(e.high for e in scores.values()),
                         reason="")
     return {name: replace(e, n=2 * e.n) for name, e in {**scores, "mme_p": total}.items()}
 
 
-def mme_accuracies(items: pd.DataFrame, settings: Settings = Settings()) -> dict[str, Estimate]:
-    """The two halves of each subtask's score, in percent, of the table that `evaluate_mme` gives: mme_<subtask>_acc
-    (n questions) and mme_<subtask>_acc_plus (n pictures)."""
-    scores, how = {}, settings.resampling
-    pairs = mme_pairs(items["subtask"], items["picture"], items["right"])
-    for name, asked in items.groupby("subtask"):
-        whole = pairs["sum"][pairs["subtask"] == name] == 2
-        scores |= {f"mme_{name}_acc": proportion_interval(asked["right"], groups=asked["picture"], **how).scaled(100),
-                   f"mme_{name}_acc_plus": proportion_interval(whole, **how).scaled(100)}
-    return scores
-
-
-def mme_pairs(subtasks: Sequence[str], pictures: Sequence[str], right: Sequence[bool]) -> pd.DataFrame:
-    """A line a picture of a subtask: subtask, picture, count (2) and sum of right answers, ordered by the first two.
-
-    Raises `ValueError` where a picture of a subtask has not two questions.
-    """
+def mme_points(subtasks: Sequence[str], pictures: Sequence[str], right: Sequence[bool]) -> pd.DataFrame:
+    """One row a picture, sorted: subtask, picture, points (accuracy + accuracy+ of it alone: 0, 50 or 200)."""
     items = pd.DataFrame({"subtask": list(subtasks), "picture": list(pictures), "right": np.asarray(right, float)})
     pairs = items.groupby(["subtask", "picture"], sort=True)["right"].agg(["count", "sum"]).reset_index()
     if (pairs["count"] != 2).any():
         odd = pairs[pairs["count"] != 2].iloc[0]
         raise ValueError(f"MME asks two questions a picture; {odd.picture!r} of {odd.subtask} has {odd['count']}")
-    return pairs
+    return pairs.assign(points=np.where(pairs["sum"] == 2, 200.0, 50.0 * pairs["sum"]))
+
+
+def mme_sum(points: pd.Series, subtasks: pd.Series, settings: Settings) -> Estimate:
+    """Sum over the subtasks of the mean points of their pictures; as many of each are resampled as there are. Of
+    differences in points as well. n counts pictures."""
+    member = np.column_stack([subtasks == name for name in sorted(set(subtasks))])
+    return bootstrap_interval(points.to_numpy()[:, None] * member,
+                              lambda sums: (sums / member.sum(axis=0)).sum(axis=-1), strata=subtasks,
+                              **settings.resampling)
+
+
+def mme_accuracies(items: pd.DataFrame, settings: Settings = Settings()) -> dict[str, Estimate]:
+    """The two halves of each subtask's score, in percent, of the table that `evaluate_mme` gives: mme_<subtask>_accuracy
+    (n questions) and mme_<subtask>_accuracy_plus (n pictures)."""
+    scores, how = {}, settings.resampling
+    pairs = mme_points(items["subtask"], items["picture"], items["right"])
+    for name, asked in items.groupby("subtask"):
+        both = pairs["points"][pairs["subtask"] == name] == 200
+        scores[f"mme_{name}_accuracy"] = proportion_interval(asked["right"], groups=asked["picture"], **how).scaled(100)
+        scores[f"mme_{name}_accuracy_plus"] = proportion_interval(both, **how).scaled(100)
+    return scores
 
 
 def evaluate_mme(model: Model, samples: Sequence[Sample], settings: Settings = Settings(), *, table: str = TABLE,
