@@ -8,7 +8,7 @@ from omnidiff_lite.evaluation.records import measured, missing
 from omnidiff_lite.evaluation.requests import Settings
 from omnidiff_lite.evaluation.statistics import Estimate
 from omnidiff_lite.evaluation.table2 import (by_part, caption_differences, choice_differences, choice_errors,
-                                             mme_differences, pope_differences, shown)
+                                             chosen, mme_differences, pope_differences)
 from omnidiff_lite.evaluation.vision import bleu, bleu_statistics, mme_accuracies, mme_scores, pope_scores
 
 FEW = Settings("twin minus diffusion", bootstrap=200)
@@ -74,9 +74,9 @@ def test_the_figure_that_is_shown_is_copied_for_every_row_that_has_it():
     half = Estimate(50.0, 40.0, 60.0, 9)
     records = measured("t", "a", 0, {"pope_random_f1": half, "other": half}) + measured("t", "b", 0, {
         "pope_random_f1": half})
-    assert [(r.row, r.column) for r in shown(records, {"pope": "pope_random_f1"})] == [("a", "pope"), ("b", "pope")]
+    assert [(r.row, r.column) for r in chosen(records, {"pope": "pope_random_f1"})] == [("a", "pope"), ("b", "pope")]
     with pytest.raises(ValueError, match="pope cannot show 'pope_random_f2': choose from pope_random_f1"):
-        shown(records, {"pope": "pope_random_f2"})
+        chosen(records, {"pope": "pope_random_f2"})
 
 
 def test_parts_stand_side_by_side_with_reasons_where_there_is_none():

@@ -9,14 +9,16 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from omnidiff_lite.chat import Sample
 from omnidiff_lite.evaluation.alignment import picture_items
 from omnidiff_lite.evaluation.paired import differences
-from omnidiff_lite.evaluation.records import Record, measured
-from omnidiff_lite.evaluation.requests import Settings
+from omnidiff_lite.evaluation.records import Record, measured, missing
+from omnidiff_lite.evaluation.requests import Model, Settings
 from omnidiff_lite.evaluation.statistics import (
     Estimate, difference_interval, mean_interval, paired_difference, proportion_interval, ratio)
 from omnidiff_lite.evaluation.tables import cell_text
-from omnidiff_lite.evaluation.vision import TABLE, bleu, mme_points, mme_sum, yes_or_no
+from omnidiff_lite.evaluation.vision import (
+    MME_ABSENT, TABLE, bleu, evaluate_mme, mme_accuracies, mme_points, mme_sum, yes_or_no)
 
 TOLD_APART = 2  # standard errors of their difference by which two choices have to differ
 
@@ -68,7 +70,15 @@ def picture_differences(a: pd.DataFrame, b: pd.DataFrame, settings: Settings) ->
 # --- choices and parts ------------------------------------------------------------------------------------------------
 
 
-def shown(records: Iterable[Record], choices: Mapping[str, str]) -> list[Record]:
+def evaluate_mme_parts(model: Model, samples: Sequence[Sample], settings: Settings = Settings()
+                       ) -> tuple[list[Record], pd.DataFrame]:
+    """`evaluate_mme` of the world's subtasks, with both halves of each score; the others are missing, with the reason."""
+    records, items = evaluate_mme(model, samples, settings)
+    records += measured(TABLE, settings.row, settings.seed, mme_accuracies(items, settings))
+    return records + [missing(TABLE, settings.row, f"mme_{name}", why) for name, why in MME_ABSENT.items()], items
+
+
+def chosen(records: Iterable[Record], choices: Mapping[str, str]) -> list[Record]:
     """Copies of the figures that the table shows where the paper leaves it open: column -> the figure it takes.
 
     Raises `ValueError` for a figure that no record has.
