@@ -158,12 +158,16 @@ TABLES = {"1": "07_table1_speech", "2": "08_table2_vision", "3": "09_table3_samp
 def _table(options: argparse.Namespace) -> None:
     from omnidiff_lite.artifacts import Artifacts
     from omnidiff_lite.config import load_preset
+    from omnidiff_lite.evaluation.printed import SECTIONS, printed
 
     artifacts = Artifacts.of(load_preset(options.preset).name)
     if options.table == "aims":
         from omnidiff_lite.evaluation.aims import aims_markdown, aims_table
 
         print(aims_markdown(aims_table(artifacts)), end="")
+        return
+    if options.table in SECTIONS:
+        print(printed(options.table, artifacts), end="")
         return
     notebook = TABLES[options.table]
     print(artifacts.require(artifacts.tables / f"{notebook[3:]}.md", notebook).read_text(), end="")

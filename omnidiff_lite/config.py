@@ -249,7 +249,7 @@ class EvaluationConfig:
     items: int = 200
     bootstrap: int = 1000
     batch: int = 16
-    steps: tuple[int, ...] = (256, 50, 10)  # table 3, image rows
+    steps: tuple[int, ...] = (256, 50, 10, 4, 1)  # table 3, image rows; the paper has the first three
     ratios: tuple[float, ...] = (0.5, 0.25, 0.125)  # table 3, speech rows, of the length L
 
 

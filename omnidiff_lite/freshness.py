@@ -22,13 +22,14 @@ PACKAGE = Path(__file__).parent
 @dataclass(frozen=True)
 class Step:
     """A notebook, what it reads and makes under `results/<preset>/` (folders count whole), and files of the clone that
-    it reads. Its tables, figures, samples and metrics are found when it ends. It runs without `metrics`, which it only
-    shows, and again once they change."""
+    it reads. Its tables, figures, samples and metrics are found when it ends. What it `uses`, and the `metrics` that it
+    shows, may be absent; it runs again once they change."""
 
     name: str
     needs: tuple[str, ...] = ()
     makes: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()  # of other notebooks, by name
     ignores: tuple[str, ...] = ()  # sections of the preset that it does not use
 
@@ -40,7 +41,7 @@ def step_key(step: Step, source: Path, preset: Preset, seed: int, artifacts: Art
     used = {name: value for name, value in to_dict(preset).items() if name not in step.ignores}
     parts = {"cells": cells, "preset": used, "seed": seed,
              "code": {p.relative_to(PACKAGE).as_posix(): digest(p) for p in sorted(code_used("\n".join(cells)))},
-             "inputs": {need: digest(artifacts.dir / need) for need in step.needs},
+             "inputs": {name: digest(artifacts.dir / name) for name in step.needs + step.uses},
              "metrics": {name: digest(artifacts.metrics / f"{name}.json") for name in step.metrics},
              "reads": {name: digest(CLONE / name) for name in step.reads}}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,9 +1,9 @@
 """The figures of the notebooks: loss curves, pictures, mel spectrograms, the canvas filling in, dots with intervals,
-percentages as a matrix."""
+quality against latency, percentages as a matrix."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -111,6 +111,30 @@ def intervals(rows: pd.DataFrame, title: str = "", xlabel: str = "") -> Figure:
                   color=PALETTE["text"], ecolor="#9db7d5", capsize=2)
     axis.set_yticks(range(len(rows)), rows["label"])
     axis.set(xlabel=xlabel, title=title)
+    return figure
+
+
+def quality_latency(points: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
+    """Quality against the seconds of one request, a panel a task, 95 % intervals both ways; up and left is better.
+
+    `points`: what `evaluation.sampling.trade_offs` gives; a method's are joined, each beside its number of steps.
+    `labels`: of each task's y-axis; where one ends in "↓" less is better, and the axis points down.
+    """
+    figure, axes = plt.subplots(1, len(labels), figsize=(3.3 * len(labels), 3), squeeze=False)
+    for axis, (task, label) in zip(axes[0], labels.items()):
+        here = points[points["task"] == task]
+        for color, (method, rows) in zip((PALETTE["text"], PALETTE["speech"]), here.groupby("method", sort=False)):
+            x, y = rows["latency"], rows["quality"]
+            across, along = ([rows[name] - rows[f"{name}_low"], rows[f"{name}_high"] - rows[name]]
+                             for name in ("latency", "quality"))
+            axis.errorbar(x, y, xerr=np.clip(across, 0, None), yerr=np.clip(along, 0, None), fmt="o-", ms=4, lw=1,
+                          elinewidth=0.8, capsize=2, color=color, label=method)
+            for steps, at in zip(rows["steps"], zip(x, y)):
+                axis.annotate(steps, at, xytext=(4, 4), textcoords="offset points", fontsize=7, color=color)
+        axis.set(title=task, xlabel="seconds a request", ylabel=label, xscale="log")
+        if label.endswith("↓"):
+            axis.invert_yaxis()
+    axes[0, 0].legend(fontsize=7)
     return figure
 
 

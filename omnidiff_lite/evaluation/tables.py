@@ -23,7 +23,8 @@ COLUMNS: dict[str, tuple[str, int]] = {
     "tts_wer": ("TTS WER % ↓", 1), "tts_silent": ("silent answers % ↓", 1),
     "pope": ("POPE % ↑", 1), "pope_accuracy": ("POPE accuracy % ↑", 1), "pope_precision": ("POPE precision % ↑", 1),
     "pope_recall": ("POPE recall % ↑", 1), "pope_f1": ("POPE F1 % ↑", 1), "pope_yes": ("POPE yes-ratio %", 1),
-    "mme_p": ("MME-P ↑", 1), "seed2plus": ("SEED-2-Plus % ↑", 1), "mmmu_val": ("MMMU-val % ↑", 1),
+    "mme_p": ("MME-P ↑", 1), "mme_accuracy": ("MME accuracy % ↑", 1), "mme_accuracy_plus": ("MME accuracy+ % ↑", 1),
+    "seed2plus": ("SEED-2-Plus % ↑", 1), "mmmu_val": ("MMMU-val % ↑", 1),
     "seed2plus_letter": ("SEED-2-Plus, generated letter % ↑", 1),
     "seed2plus_likelihood": ("SEED-2-Plus, likelihood of the letters % ↑", 1),
     "seed2plus_words": ("SEED-2-Plus, likelihood of the words % ↑", 1),
@@ -111,9 +112,13 @@ def save_table(records: Sequence[Record], name: str, directory: str | Path, colu
     """`name`.md (the comparison, with its caption) and `name`.csv (one line a record), written atomically."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    caption = f"{note} {CAPTION}".strip()
-    markdown = _write(directory / f"{name}.md", f"{to_markdown(comparison(records, columns))}\n{caption}\n")
+    markdown = _write(directory / f"{name}.md", table_text(records, columns, f"{note} {CAPTION}".strip()))
     return markdown, _write(directory / f"{name}.csv", to_long(records).to_csv(index=False))
+
+
+def table_text(records: Iterable[Record], columns: Sequence[str] | None, caption: str) -> str:
+    """The comparison as Markdown, its caption below."""
+    return f"{to_markdown(comparison(records, columns))}\n{caption}\n"
 
 
 def _write(path: Path, text: str) -> Path:
