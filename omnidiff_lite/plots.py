@@ -12,6 +12,7 @@ import pandas as pd
 import PIL.Image
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 if TYPE_CHECKING:
     from omnidiff_lite.pipeline import Answer
@@ -132,9 +133,12 @@ def quality_latency(points: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
             for steps, at in zip(rows["steps"], zip(x, y)):
                 axis.annotate(steps, at, xytext=(4, 4), textcoords="offset points", fontsize=7, color=color)
         axis.set(title=task, xlabel="seconds a request", ylabel=label, xscale="log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         if label.endswith("↓"):
             axis.invert_yaxis()
-    axes[0, 0].legend(fontsize=7)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncol=2, fontsize=8)
     return figure
 
 

@@ -1,23 +1,20 @@
 """Every evaluation with a model whose answers are known, so that each score can be worked out by hand."""
 
-from dataclasses import dataclass, field
-
 import numpy as np
-import PIL.Image
 import pytest
+from known import JUDGES, RED, TONE, Ear, KnownModel, Reply
 
 from omnidiff_lite.chat import ChatError, Sample, build_messages
 from omnidiff_lite.config import load_preset
 from omnidiff_lite.evaluation.alignment import evaluate_pictures, evaluate_s2i, evaluate_t2i, mismatched
 from omnidiff_lite.evaluation.answers import evaluate_answers
-from omnidiff_lite.evaluation.judges import Judges
 from omnidiff_lite.evaluation.requests import (CHUNK, Settings, media_refs, reference_images, reference_speech,
                                                requests_of, user_text)
 from omnidiff_lite.evaluation.sampling import sweep_images, sweep_speech
 from omnidiff_lite.evaluation.speech import evaluate_asr, evaluate_tts
 from omnidiff_lite.evaluation.vision import (evaluate_captioning, evaluate_mme, evaluate_pope, evaluate_seed_bench,
                                              spoken_questions)
-from omnidiff_lite.media import Image, Speech, Text, Waveform
+from omnidiff_lite.media import Image, Speech, Text
 from omnidiff_lite.world import benchmarks
 from omnidiff_lite.world.captions import plain
 from omnidiff_lite.world.recipes import scene_ref
@@ -28,48 +25,6 @@ from omnidiff_lite.world.voices import test_voices as voices_of_tests
 
 WORLD = load_preset("smoke").world
 QUICK = Settings(bootstrap=50, image_sizes=(64, 64))
-TONE = Waveform(np.full(11025, 0.1, np.float32), 22050)  # half a second
-
-
-@dataclass
-class Reply:
-    text: str | None = None
-    speech: Waveform | None = None
-    image: PIL.Image.Image | None = None
-    ids: list[int] = field(default_factory=lambda: [0] * 10)
-
-
-class KnownModel:
-    """Gives its answers in order, from the first again at every call, and remembers what it was asked."""
-
-    def __init__(self, *answers: Reply) -> None:
-        self.answers, self.calls = answers, []
-
-    def generate_many(self, requests, to, task=None, decoding=None, seed=0, batch_size=16):
-        self.calls.append({"requests": requests, "to": to, "task": task, "decoding": decoding, "seed": seed,
-                           "batch_size": batch_size})
-        return list(self.answers[:len(requests)])
-
-
-class Ear:
-    """Hears the sound's length in tenths of a second as words: half a second is "w w w w w"."""
-
-    def transcribe(self, waves):
-        return [" ".join(["w"] * round(10 * wave.seconds)) for wave in waves]
-
-
-class Eye:
-    """Likes pictures as much as they are red; a text scores 1."""
-
-    def similarity(self, texts, images):
-        return np.array([np.asarray(image)[..., 0].mean() / 255 for image in images])
-
-    def image_similarity(self, a, b):
-        return np.array([float(np.array_equal(np.asarray(x), np.asarray(y))) for x, y in zip(a, b)])
-
-
-JUDGES = Judges(Ear(), Eye(), Eye())
-RED, BLACK = PIL.Image.new("RGB", (64, 64), (255, 0, 0)), PIL.Image.new("RGB", (64, 64))
 
 
 def cells(records) -> dict[str, float]:

@@ -40,6 +40,9 @@ class Point:
     seconds: list[float]
 
 
+Measure = Callable[[Model, Settings], Point]
+
+
 def sweep_images(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings = Settings(), *,
                  task: str = "t2i", steps: Sequence[int] = (256, 50, 10), timed: int = 5,
                  world: WorldConfig | None = None, twin: Model | str | None = None
@@ -73,12 +76,15 @@ def sweep_speech(model: Model, judge: Recogniser, samples: Sequence[Sample], set
 
 def row_name(settings: Settings, task: str, steps: object = None) -> str:
     """"diffusion: text-to-image, 10 steps": the method, then the row as the paper names it; the twin's names none."""
-    return f"{settings.row}: {NAMES[task]}" + ("" if steps is None else f", {steps} steps")
+    return f"{settings.row}: {NAMES[task]}" + ("" if steps is None else f", {_counted(steps)}")
 
 
-def _sweep(measure: Callable[[Model, Settings], Point], model: Model, twin: Model | str | None, settings: Settings,
-           task: str, steps: Mapping[str, float], columns: Callable[[pd.DataFrame], Columns]
-           ) -> tuple[list[Record], pd.DataFrame]:
+def _counted(steps: object) -> str:
+    return f"{steps} step" if str(steps) == "1" else f"{steps} steps"
+
+
+def _sweep(measure: Measure, model: Model, twin: Model | str | None, settings: Settings, task: str,
+           steps: Mapping[str, float], columns: Callable[[pd.DataFrame], Columns]) -> tuple[list[Record], pd.DataFrame]:
     """A row for each of `steps` (as it is called: as it is set), then the twin's; per item also steps, NaN for it."""
     points = {}
     for name, count in steps.items():
@@ -86,16 +92,25 @@ def _sweep(measure: Callable[[Model, Settings], Point], model: Model, twin: Mode
         points[name] = measure(model, _decoding(here, {"steps": count}))
     records = [record for point in points.values() for record in point.records]
     tables = [point.items.assign(steps=count) for point, count in zip(points.values(), steps.values())]
-    row = row_name(replace(settings, row=TWIN), task)
     if isinstance(twin, str):
-        records += [missing(TABLE, row, record.column, twin) for record in next(iter(points.values())).records]
+        row, one = row_name(replace(settings, row=TWIN), task), next(iter(points.values()))
+        records += [missing(TABLE, row, record.column, twin) for record in one.records]
     elif twin is not None:
-        own = measure(twin, _decoding(replace(settings, row=row), {"steps": None}))
-        records, tables = records + own.records, [*tables, own.items.assign(steps=np.nan)]
-        for name, point in points.items():
-            between = replace(settings, row=f"{row}{MINUS}{settings.row}, {name} steps")
-            records += _between(own, point, columns(own.items), between)
+        found, items = _twin_beside(measure, twin, settings, task, points, columns)
+        records, tables = records + found, [*tables, items.assign(steps=np.nan)]
     return records, pd.concat(tables, ignore_index=True)
+
+
+def _twin_beside(measure: Measure, twin: Model, settings: Settings, task: str, points: Mapping[str, Point],
+                 columns: Callable[[pd.DataFrame], Columns]) -> tuple[list[Record], pd.DataFrame]:
+    """The twin's row, one token a step, and what lies between it and each of `points`."""
+    row = row_name(replace(settings, row=TWIN), task)
+    own = measure(twin, _decoding(replace(settings, row=row), {"steps": None}))
+    records = list(own.records)
+    for name, point in points.items():
+        between = replace(settings, row=f"{row}{MINUS}{settings.row}, {_counted(name)}")
+        records += _between(own, point, columns(own.items), between)
+    return records, own.items
 
 
 def _between(a: Point, b: Point, columns: Columns, settings: Settings) -> list[Record]:
@@ -115,7 +130,7 @@ def trade_offs(records: Iterable[Record], scores: Mapping[str, str]) -> pd.DataF
         task, _, steps = place.partition(", ")
         quality, latency = (cells.get((row, column)) for column in (scores.get(task), "latency_s"))
         if quality and latency:
-            rows.append({"task": task, "method": method, "steps": steps.removesuffix(" steps"),
+            rows.append({"task": task, "method": method, "steps": steps.partition(" ")[0],
                          **_ends("quality", quality), **_ends("latency", latency)})
     return pd.DataFrame(rows)
 
