@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import PIL.Image
 import pytest
+from known import KnownModel, Reply
 
 from omnidiff_lite.artifacts import Artifacts
 from omnidiff_lite.cli import main
@@ -16,7 +17,6 @@ from omnidiff_lite.evaluation.records import Record, measured, paper_tables
 from omnidiff_lite.evaluation.requests import Settings
 from omnidiff_lite.evaluation.statistics import Estimate
 from omnidiff_lite.media import Image, Text, Waveform
-from omnidiff_lite.pipeline.answers import Answer
 from omnidiff_lite.world.dataset import samples
 
 WORLD = load_preset("smoke").world
@@ -24,18 +24,7 @@ QUICK = Settings(bootstrap=50, image_sizes=(64, 64))
 HALF = Estimate(50.0, 40.0, 60.0, 9)
 
 
-class Known:
-    """Gives its answers in order, and notes what it was asked, and when, in a list that several may share."""
-
-    def __init__(self, answers, log=None, name=""):
-        self.answers, self.log, self.name = answers, [] if log is None else log, name
-
-    def generate_many(self, requests, to, task=None, decoding=None, seed=0, batch_size=16):
-        self.log.append((self.name, requests, to, task, decoding, seed))
-        return self.answers[:len(requests)]
-
-
-class Ear:
+class Reader:
     """Hears what is written in a sound's first sample: number k is the k-th text."""
 
     def __init__(self, *texts):
@@ -57,15 +46,16 @@ def test_a_typed_question_is_answered_aloud_and_silence_is_wrong():
     asked = samples("svqa", "test", 3, 0, WORLD)
     truth = [sample.meta["answer"] for sample in asked]
     words = sum(len(text.split()) for text in truth)
-    model = Known([Answer(speech=sound(1)), Answer(speech=sound(2)), Answer()])
-    records, items = evaluate_spoken_answers(model, Ear("", truth[0].upper() + ".", truth[1] + " or not"), asked, QUICK)
+    model = KnownModel(Reply(speech=sound(1)), Reply(speech=sound(2)), Reply())
+    records, items = evaluate_spoken_answers(model, Reader("", truth[0].upper() + ".", truth[1] + " or not"), asked, QUICK)
     expected = 100 * (0 + 2 + len(truth[2].split())) / words
     assert cells(records) == {("diffusion", "spoken_wer"): pytest.approx(expected),
                               ("diffusion", "spoken_right"): pytest.approx(100 / 3)}
     assert {r.table for r in records} == {TABLE} and items["right"].tolist() == [True, False, False]
-    (_, requests, to, task, _, _), = model.log
-    assert to == ("text", "speech") and task is None and [type(p) for p in requests[0]] == [Text, Image]
-    assert requests[0][0].text == asked[0].meta["question"]
+    call, = model.calls
+    words, picture = call["requests"][0]
+    assert call["to"] == ("text", "speech") and call["task"] is None
+    assert words == Text(asked[0].meta["question"]) and isinstance(picture, Image)
     none = differences(TABLE, SPOKEN_ITEMS, items, items, QUICK)
     assert {r.column: r.value for r in none} == {"spoken_wer": 0, "spoken_right": 0}
 
@@ -93,12 +83,24 @@ def test_frechet_rows_are_of_one_reference_and_the_twins_also_of_ours():
     assert lost.value == black.value > 0 and lost.n == 2
 
 
+class Noted(KnownModel):
+    """Says its name in a list that several share."""
+
+    def __init__(self, name, log):
+        super().__init__(Reply())
+        self.name, self.log = name, log
+
+    def generate_many(self, *given, **how):
+        self.log.append((self.name, how["seed"], how["decoding"]))
+        return super().generate_many(*given, **how)
+
+
 def test_every_system_answers_a_request_before_any_answers_the_next():
     log = []
-    systems = {"8 steps": (Known([Answer()], log, "a"), {"steps": 8}), TWIN: (Known([Answer()], log, "b"), None)}
+    systems = {"8 steps": (Noted("a", log), {"steps": 8}), TWIN: (Noted("b", log), None)}
     seconds = side_by_side(systems, samples("t2i", "test", 2, 0, WORLD), QUICK, to="image", task="t2i")
-    assert [name for name, *_ in log] == ["a", "b"] * 3, "one to warm up, then two"
-    assert [seed for *_, seed in log] == [0, 0, 0, 0, 1, 1] and log[0][4] == {"steps": 8} and log[1][4] is None
+    one, two = [("a", 0, {"steps": 8}), ("b", 0, None)], [("a", 1, {"steps": 8}), ("b", 1, None)]
+    assert log == [*one, *one, *two], "one to warm up, then two"
     assert seconds.shape == (2, 2) and (seconds > 0).all(None)
 
 
