@@ -1,15 +1,20 @@
 """Table 2's own arithmetic: acc and acc+, diffusion minus twin on the same items, and what is shown where."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
+from known import KnownModel, Reply
 
+from omnidiff_lite.config import load_preset
 from omnidiff_lite.evaluation.records import measured, missing
 from omnidiff_lite.evaluation.requests import Settings
 from omnidiff_lite.evaluation.statistics import Estimate
 from omnidiff_lite.evaluation.table2 import (by_part, caption_differences, choice_differences, choice_errors,
-                                             chosen, mme_differences, pope_differences)
+                                             chosen, evaluate_mme_parts, mme_differences, pope_differences)
 from omnidiff_lite.evaluation.vision import bleu, bleu_statistics, mme_accuracies, mme_scores, pope_scores
+from omnidiff_lite.world import benchmarks
 
 FEW = Settings("twin minus diffusion", bootstrap=200)
 
@@ -35,6 +40,18 @@ def test_acc_and_acc_plus_differ_where_pictures_are_half_right():
     assert [e.n for e in parts.values()] == [4, 2]
     whole = mme_scores(items["subtask"], items["picture"], items["right"], FEW)["mme_count"].value
     assert whole == sum(e.value for e in parts.values())
+
+
+def test_all_ten_subtasks_are_named_and_those_that_the_world_lacks_say_why():
+    world = load_preset("smoke").world
+    asked_for = [q for name in benchmarks.SUBTASKS for q in benchmarks.mme(name, 2, 0, world)]
+    records, items = evaluate_mme_parts(KnownModel(*[Reply("yes")] * 20), asked_for, replace(FEW, image_sizes=(64, 64)))
+    found = {r.column.removeprefix("mme_"): r for r in records}
+    assert {name for name in found if not name.endswith(("accuracy", "accuracy_plus", "p"))} == {
+        "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"}
+    assert found["p"].value == 250 and found["OCR_accuracy"].value == 50 and found["OCR_accuracy_plus"].value == 0
+    assert found["landmark"].value is None and found["landmark"].reason == "the world has no landmarks"
+    assert len(items) == 20
 
 
 def test_differences_are_those_of_the_two_scores():

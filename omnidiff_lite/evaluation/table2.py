@@ -72,7 +72,7 @@ def picture_differences(a: pd.DataFrame, b: pd.DataFrame, settings: Settings) ->
 
 def evaluate_mme_parts(model: Model, samples: Sequence[Sample], settings: Settings = Settings()
                        ) -> tuple[list[Record], pd.DataFrame]:
-    """`evaluate_mme` of the world's subtasks, with both halves of each score; the others are missing, with the reason."""
+    """`evaluate_mme` of the world's subtasks, and both halves of each score; the others are missing, with the reason."""
     records, items = evaluate_mme(model, samples, settings)
     records += measured(TABLE, settings.row, settings.seed, mme_accuracies(items, settings))
     return records + [missing(TABLE, settings.row, f"mme_{name}", why) for name, why in MME_ABSENT.items()], items

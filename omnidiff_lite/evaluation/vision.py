@@ -123,8 +123,8 @@ def mme_sum(points: pd.Series, subtasks: pd.Series, settings: Settings) -> Estim
 
 
 def mme_accuracies(items: pd.DataFrame, settings: Settings = Settings()) -> dict[str, Estimate]:
-    """The two halves of each subtask's score, in percent, of the table that `evaluate_mme` gives: mme_<subtask>_accuracy
-    (n questions) and mme_<subtask>_accuracy_plus (n pictures)."""
+    """The two halves of each subtask's score, in percent, of the table that `evaluate_mme` gives:
+    mme_<subtask>_accuracy (n questions) and mme_<subtask>_accuracy_plus (n pictures)."""
     scores, how = {}, settings.resampling
     pairs = mme_points(items["subtask"], items["picture"], items["right"])
     for name, asked in items.groupby("subtask"):
