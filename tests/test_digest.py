@@ -47,7 +47,8 @@ def test_a_typed_question_is_answered_aloud_and_silence_is_wrong():
     truth = [sample.meta["answer"] for sample in asked]
     words = sum(len(text.split()) for text in truth)
     model = KnownModel(Reply(speech=sound(1)), Reply(speech=sound(2)), Reply())
-    records, items = evaluate_spoken_answers(model, Reader("", truth[0].upper() + ".", truth[1] + " or not"), asked, QUICK)
+    ear = Reader("", truth[0].upper() + ".", truth[1] + " or not")
+    records, items = evaluate_spoken_answers(model, ear, asked, QUICK)
     expected = 100 * (0 + 2 + len(truth[2].split())) / words
     assert cells(records) == {("diffusion", "spoken_wer"): pytest.approx(expected),
                               ("diffusion", "spoken_right"): pytest.approx(100 / 3)}
