@@ -11,7 +11,7 @@ from omnidiff_lite.cli import main
 from omnidiff_lite.config import load_preset
 from omnidiff_lite.evaluation.digest import (CLAIMS, RETRIEVAL_ITEMS, SPOKEN_ITEMS, TABLE, claims_table,
                                              evaluate_frechet, evaluate_spoken_answers, latency_records, not_measured,
-                                             side_by_side)
+                                             side_by_side, without_twin)
 from omnidiff_lite.evaluation.paired import TWIN, differences
 from omnidiff_lite.evaluation.records import Record, measured, paper_tables
 from omnidiff_lite.evaluation.requests import Settings
@@ -131,6 +131,14 @@ def test_the_table_has_every_claim_and_says_that_the_paper_has_none():
     assert fid["ours", "diffusion"] == fid["ours", "real data"] == "50.0 [40.0, 60.0] n=9"
     seconds = frame.loc["text-to-image, 8 steps: seconds a request ↓"]
     assert seconds["ours", "twin against diffusion"] == "× 50.0 [40.0, 60.0] n=9"
+
+
+def test_without_a_twin_every_cell_of_it_says_why():
+    records = claimed()[:3] + measured(TABLE, TWIN, 0, {"frechet": HALF})
+    lacking = without_twin(records, "no twin")
+    assert [(r.row, r.column, r.reason) for r in lacking] == [
+        (TWIN, "caption_bleu4", "no twin"), (TWIN, "spoken_wer", "no twin")]
+    assert without_twin(records, KnownModel()) == []
 
 
 def test_the_command_line_prints_it(tmp_path, monkeypatch, capsys):

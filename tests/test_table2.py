@@ -112,3 +112,4 @@ def test_choices_that_the_draws_cannot_tell_apart_are_counted():
     assert {name: e.value for name, e in found.items()} == {"words_error": 1, "words_unsure": 50}
     exact = choice_errors(items.assign(error_A=0.0, error_B=0.0, error_C=0.0), "words", FEW)
     assert exact["words_unsure"].value == exact["words_error"].value == 0
+    assert exact["words_error"].low is None, "nats have no upper bound"

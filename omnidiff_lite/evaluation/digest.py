@@ -161,6 +161,15 @@ def not_measured() -> list[Record]:
             for claim in CLAIMS if claim.instead]
 
 
+def without_twin(records: Iterable[Record], twin: object) -> list[Record]:
+    """The twin's cells that were not measured, where `twin` is the reason why."""
+    records = list(records)
+    columns = dict.fromkeys(r.column for r in records if r.row != TWIN)
+    measured_of_it = {r.column for r in records if r.row == TWIN}
+    return [missing(TABLE, TWIN, column, twin) for column in columns if isinstance(twin, str)
+            and column not in measured_of_it]
+
+
 def claims_table(records: Iterable[Record]) -> pd.DataFrame:
     """A line each of our figures, beside what the digest prints and what the paper claims of it, which is nothing. Of
     seconds the twin's are a multiple ("×") of the diffusion's, of all else the difference is shown."""

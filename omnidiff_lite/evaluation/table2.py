@@ -15,7 +15,7 @@ from omnidiff_lite.evaluation.paired import differences
 from omnidiff_lite.evaluation.records import Record, measured, missing
 from omnidiff_lite.evaluation.requests import Model, Settings
 from omnidiff_lite.evaluation.statistics import (
-    Estimate, difference_interval, mean_interval, paired_difference, proportion_interval, ratio)
+    Estimate, difference_interval, paired_difference, proportion_interval, ratio, ratio_interval)
 from omnidiff_lite.evaluation.tables import cell_text
 from omnidiff_lite.evaluation.vision import (
     MME_ABSENT, TABLE, bleu, evaluate_mme, mme_accuracies, mme_points, mme_sum, yes_or_no)
@@ -110,5 +110,5 @@ def choice_errors(items: pd.DataFrame, name: str, settings: Settings = Settings(
     order = np.argsort(np.where(np.isnan(scores), -np.inf, scores), axis=1)[:, :-3:-1]  # the two likeliest
     best, spread = (np.take_along_axis(x, order, axis=1) for x in (scores, errors))
     unsure = best[:, 0] - best[:, 1] < TOLD_APART * np.hypot(spread[:, 0], spread[:, 1])
-    return {f"{name}_error": mean_interval(np.nanmean(errors, axis=1), **settings.resampling),
+    return {f"{name}_error": ratio_interval(np.nanmean(errors, axis=1), np.ones(len(items)), **settings.resampling),
             f"{name}_unsure": proportion_interval(unsure, **settings.resampling).scaled(100)}
