@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omnidiff_lite.artifacts import Artifacts
-from omnidiff_lite.evaluation.paired import is_difference
+from omnidiff_lite.evaluation.paired import TWIN, is_difference
 from omnidiff_lite.evaluation.records import Record, missing, paper_records, read_records
 from omnidiff_lite.evaluation.tables import CAPTION, save_table, table_text
 
@@ -19,7 +19,8 @@ NOTEBOOKS = {"1": "07_table1_speech", "3": "09_table3_sampling"}
 
 @dataclass(frozen=True)
 class Section:
-    """One table on the page. `between`: only rows that are differences, or only the others; None: both."""
+    """One table on the page. `between`: only rows that are differences, or only the others; None: both. `methods`:
+    whose rows it has."""
 
     name: str  # of its files
     title: str
@@ -28,12 +29,14 @@ class Section:
     note: str = ""
     between: bool | None = None
     paper: bool = True  # the paper has such rows
+    methods: tuple[str, ...] = ("diffusion", TWIN)
 
     def shown(self, records: Sequence[Record], notebook: str) -> list[Record]:
-        """The paper's records and those of `records` that belong here; where none does, why."""
+        """The paper's records and those of `records` that belong here; of a method without any, why."""
         own = [r for r in records if r.table == self.table and self.between in (None, is_difference(r))]
-        if not own:
-            own = [missing(self.table, "diffusion", self.columns[0], f"not measured: run notebook {notebook[:2]}")]
+        column = next((name for name in self.columns for r in own if r.column == name), self.columns[0])
+        absent = [method for method in self.methods if not any(r.row.startswith(method) for r in own)]
+        own += [missing(self.table, method, column, f"not measured: run notebook {notebook[:2]}") for method in absent]
         return (paper_records(self.table) if self.paper else []) + own
 
 
@@ -50,11 +53,12 @@ SECTIONS: dict[str, tuple[Section, ...]] = {
                 "of the twin, up to its end.", between=False),
         Section("table3_differences", "The twin less the diffusion", "table3_sampling",
                 ("clip_t", "clip_i", "image_all_right", "tts_wer", "latency_s"),
-                f"{PAIRED} Latency: the median over timed requests of the difference.", between=True, paper=False),
+                f"{PAIRED} Latency: the median over timed requests of the difference.", between=True, paper=False,
+                methods=(TWIN,)),
         Section("ablation_position_penalty", "Position penalty", "ablation_position_penalty",
                 ("clip_t", "clip_i", "image_all_right"),
                 "Text-to-image, one token a step. The ICML row \"with\" names no form: v1 states the fixed factor, the "
-                f"one account of the ICML text the ramp. {PAIRED}"),
+                f"one account of the ICML text the ramp. {PAIRED}", methods=("diffusion",)),
         Section("spoken_mme", "Spoken MME", "spoken_mme", ("mme_p", "mme_accuracy", "mme_accuracy_plus"),
                 "MME-P: the paper's of 2000 points, ours of 1000 (five of the ten subtasks). Spoken answers as the "
                 f"recognition judge hears them. {PAIRED}")),
