@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from omnidiff_lite.cli_registry import arguments, command
+from omnidiff_lite.cli_registry import arguments, command, load, preset_arguments
 
 
 def _reproduce_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +92,7 @@ def _convert(options: argparse.Namespace) -> None:
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", choices=("asr", "tts", "captioning", "t2i", "s2i", "text_qa", "vqa", "sqa", "svqa"))
-    parser.add_argument("--preset", default="smoke", help="whose checkpoint and judges (default smoke)")
+    preset_arguments(parser)
     parser.add_argument("--data", type=Path, help="a jsonl file of yours, in place of the world's test split")
     parser.add_argument("--items", type=int, default=0, help="how many (default: the preset's, or the whole file)")
     parser.add_argument("--seed", type=int, default=0)
@@ -102,13 +102,12 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 @arguments(_evaluate_arguments)
 def _evaluate(options: argparse.Namespace) -> None:
     from omnidiff_lite.artifacts import Artifacts
-    from omnidiff_lite.config import load_preset
     from omnidiff_lite.data.jsonl import read_samples
     from omnidiff_lite.evaluation.suite import evaluate_task, finished_system
     from omnidiff_lite.evaluation.tables import comparison, to_markdown
     from omnidiff_lite.world.dataset import samples
 
-    preset = load_preset(options.preset)
+    preset = load(options)
     model, judges = finished_system(preset, Artifacts.of(preset.name))
     if options.data:
         items = read_samples(options.data)[:options.items or None]
@@ -123,23 +122,22 @@ def _benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pictures", type=Path, help="the folder of its pictures, where they lie elsewhere")
     parser.add_argument("--part", help="one strategy of POPE, or one subtask of MME (default: all)")
     parser.add_argument("--items", type=int, help="only the first so many (default: all)")
-    parser.add_argument("--preset", default="smoke", help="whose checkpoint and judges (default smoke)")
+    preset_arguments(parser)
     parser.add_argument("--seed", type=int, default=0)
 
 
 @command("benchmark", "Score a checkpoint on a published benchmark's own files, with intervals.",
-         "omnidiff benchmark pope POPE/output/coco --pictures COCO/val2014 --part adversarial")
+         "omnidiff benchmark libritts LibriTTS/test-clean --set judges.recognition=openai/whisper-large-v3")
 @arguments(_benchmark_arguments)
 def _benchmark(options: argparse.Namespace) -> None:
     from omnidiff_lite.artifacts import Artifacts
-    from omnidiff_lite.config import load_preset
     from omnidiff_lite.data.benchmark_files import read_benchmark
     from omnidiff_lite.evaluation.benchmarks import evaluate_benchmark
     from omnidiff_lite.evaluation.requests import Settings
     from omnidiff_lite.evaluation.suite import finished_system
     from omnidiff_lite.evaluation.tables import comparison, to_markdown
 
-    preset = load_preset(options.preset)
+    preset = load(options)
     rows = read_benchmark(options.name, options.directory, options.items, part=options.part, pictures=options.pictures)
     model, judges = finished_system(preset, Artifacts.of(preset.name))
     records = evaluate_benchmark(options.name, model, judges, rows, Settings.of(preset, seed=options.seed))
@@ -147,11 +145,12 @@ def _benchmark(options: argparse.Namespace) -> None:
 
 
 def _table_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("table", choices=[*sorted(TABLES), "aims"], help="a table of the paper, or what was aimed at")
+    parser.add_argument("table", choices=[*sorted(TABLES), "aims"],
+                        help="a table of the paper, what digests claim of it, or what was aimed at")
     parser.add_argument("--preset", default="smoke")
 
 
-TABLES = {"1": "07_table1_speech", "2": "08_table2_vision", "3": "09_table3_sampling"}
+TABLES = {"1": "07_table1_speech", "2": "08_table2_vision", "3": "09_table3_sampling", "digest": "15_digest_claims"}
 
 
 @command("table", "Print a table from the records of a run.", "omnidiff table 1 --preset smoke")

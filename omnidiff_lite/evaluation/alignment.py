@@ -8,6 +8,7 @@ compared object by object: that needs no learned judge. A picture that did not c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 import PIL.Image
@@ -53,6 +54,16 @@ def evaluate_pictures(judges: Judges, pictures: Sequence[PIL.Image.Image | None]
     """The same scores of given pictures. Ceilings: the real ones, or `reconstruct`ed ones; floor: `mismatched` ones."""
     scores, items = score_pictures(judges, pictures, samples, settings, world=world)
     return measured(TABLE, settings.row, settings.seed, scores), items
+
+
+def swapped_judges(judges: Judges, pictures: Sequence[PIL.Image.Image | None], samples: Sequence[Sample],
+                   settings: Settings) -> list[Record]:
+    """CLIP-T by the judge of CLIP-I and CLIP-I by that of CLIP-T, clip_t_other and clip_i_other: which model the paper
+    took is not stated. None where one model is both."""
+    if judges.clip_t is judges.clip_i:
+        return []
+    scores, _ = score_pictures(replace(judges, clip_t=judges.clip_i, clip_i=judges.clip_t), pictures, samples, settings)
+    return measured(TABLE, settings.row, settings.seed, {f"{k}_other": scores[k] for k in ("clip_t", "clip_i")})
 
 
 def score_pictures(judges: Judges, pictures: Sequence[PIL.Image.Image | None], samples: Sequence[Sample],

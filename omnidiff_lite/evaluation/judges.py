@@ -6,7 +6,8 @@ are read by hub id or directory. Every table that uses a judge shows what it giv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import (AutoProcessor, AutoTokenizer, CLIPModel, PreTrainedTokenizerBase,
+from transformers import (AutoProcessor, AutoTokenizer, CLIPModel, PreTrainedConfig, PreTrainedTokenizerBase,
                           WhisperForConditionalGeneration)
 
 from omnidiff_lite.config import Preset, SpeechEncoderConfig
@@ -41,11 +42,13 @@ class RecognitionJudge:
 
     @classmethod
     def from_pretrained(cls, where: str | Path) -> RecognitionJudge:
-        """A directory that `save_pretrained` wrote, or a directory or hub id of Whisper."""
-        if read_part_config(SpeechEncoderConfig, where) is not None:
-            return cls(SpeechEncoder.from_pretrained(where))
-        whisper = WhisperForConditionalGeneration.from_pretrained(str(where))
-        return cls(whisper, AutoProcessor.from_pretrained(str(where)))
+        """A directory that `save_pretrained` wrote, or a directory or hub id of Whisper. Raises `CheckpointError`."""
+        with _released(where, "whisper"):
+            if read_part_config(SpeechEncoderConfig, where) is not None:
+                return cls(SpeechEncoder.from_pretrained(where))
+            _require(where, "whisper")
+            whisper = WhisperForConditionalGeneration.from_pretrained(str(where))
+            return cls(whisper, AutoProcessor.from_pretrained(str(where)))
 
     def save_pretrained(self, directory: str | Path) -> None:
         self.model.save_pretrained(str(directory))
@@ -81,8 +84,10 @@ class AlignmentJudge:
 
     @classmethod
     def from_pretrained(cls, where: str | Path) -> AlignmentJudge:
-        """A directory that `save_pretrained` wrote, or a directory or hub id of CLIP."""
-        return cls(CLIPModel.from_pretrained(str(where)), AutoTokenizer.from_pretrained(str(where)))
+        """A directory that `save_pretrained` wrote, or a directory or hub id of CLIP. Raises `CheckpointError`."""
+        with _released(where, "clip"):
+            _require(where, "clip")
+            return cls(CLIPModel.from_pretrained(str(where)), AutoTokenizer.from_pretrained(str(where)))
 
     def save_pretrained(self, directory: str | Path) -> None:
         self.clip.save_pretrained(str(directory))
@@ -157,6 +162,29 @@ def _paired(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a * b).sum(axis=1)
 
 
+# --- by directory or hub id -------------------------------------------------------------------------------------------
+
+_TAKEN = {"whisper": "judges.recognition to {trained!r}, or to a directory or hub id of Whisper",
+          "clip": "judges.clip_t and judges.clip_i to {trained!r}, or to a directory or hub id of CLIP"}
+
+
+@contextmanager
+def _released(where: str | Path, kind: str) -> Iterator[None]:
+    """What goes wrong inside is told in one line that says what can be given."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{where}: no judge can be read there ({' '.join(str(error).split())}); set "
+                              + _TAKEN[kind].format(trained=TRAINED)) from None
+
+
+def _require(where: str | Path, kind: str) -> None:
+    """Transformers would fill a model of another kind with random weights, and only warn."""
+    found = PreTrainedConfig.get_config_dict(str(where))[0].get("model_type")
+    if found != kind:
+        raise ValueError(f"it holds a {found} model" if found else "it holds no config.json of a model")
+
+
 @dataclass(frozen=True)
 class Judges:
     """The judges of one preset. CLIP-T and CLIP-I may be two models (Emu2: ViT-B and ViT-L)."""
@@ -174,7 +202,7 @@ class Judges:
 def load_judges(preset: Preset, directory: str | Path) -> Judges:
     """The judges that `preset.judges` names; "trained" ones lie in `directory`/recognition and /alignment.
 
-    Raises `CheckpointError` naming a trained judge that is not there.
+    Raises `CheckpointError` naming what is not there, or of another kind.
     """
     names = preset.judges
     recognition = RecognitionJudge.from_pretrained(_place(names.recognition, directory, RECOGNITION))

@@ -128,13 +128,21 @@ def paired_difference(a: ArrayLike, b: ArrayLike, words_a: ArrayLike | None = No
     hold 0 is a difference at the level asked. Of items that are 0 or 1 there is always one (see `mean_interval`).
     """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if a.shape != b.shape:
-        raise ValueError(f"paired items differ in number: {len(a)} and {len(b)}")
-    ones = np.ones(len(a))
-    items = np.column_stack([a, ones if words_a is None else words_a, b, ones if words_b is None else words_b])
-    estimate = bootstrap_interval(items, lambda sums: ratio(sums[..., :2]) - ratio(sums[..., 2:]), **how)
+    sides = [np.column_stack([x, np.ones(len(x)) if words is None else words])
+             for x, words in ((a, words_a), (b, words_b))]
+    estimate = difference_interval(*sides, ratio, **how)
     plain = words_a is None and words_b is None and np.isin([a, b], (0, 1)).all()
     return _exact(estimate, (-1, 1), np.ones(len(a), bool), **how) if plain else estimate
+
+
+def difference_interval(a: ArrayLike, b: ArrayLike, statistic: Statistic, **how: object) -> Estimate:
+    """statistic(sums of `a`) - statistic(sums of `b`) over the same items, [n, k] each; as `paired_difference`."""
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"paired items differ in number: {len(a)} and {len(b)}")
+    width = a.shape[1]
+    return bootstrap_interval(np.hstack([a, b]), lambda sums: statistic(sums[..., :width]) -
+                              statistic(sums[..., width:]), **how)
 
 
 def median_interval(values: ArrayLike, *, samples: int = 1000, level: float = LEVEL, seed: int = 0) -> Estimate:

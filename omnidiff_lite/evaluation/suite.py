@@ -13,7 +13,7 @@ from omnidiff_lite.chat import AUDIO, IMAGE, Sample
 from omnidiff_lite.config import Preset
 from omnidiff_lite.evaluation.alignment import evaluate_s2i, evaluate_t2i
 from omnidiff_lite.evaluation.answers import evaluate_answers
-from omnidiff_lite.evaluation.judges import Judges, load_judges
+from omnidiff_lite.evaluation.judges import TRAINED, Judges, load_judges
 from omnidiff_lite.evaluation.records import Record
 from omnidiff_lite.evaluation.requests import Model, Settings, user_text
 from omnidiff_lite.evaluation.speech import evaluate_asr, evaluate_tts
@@ -25,12 +25,16 @@ def finished_system(preset: Preset, artifacts: Artifacts, device: str | torch.de
                     dtype: torch.dtype | str = "auto") -> tuple[OmniDiffusion, Judges]:
     """What notebooks 02 to 05 made, the denoiser computing in `dtype` ("auto": the precision that it is stored in).
 
-    `device`: a GPU where there is one, unless named. Raises `MissingArtifact` naming the notebook to run first.
+    `device`: a GPU where there is one, unless named. Raises `MissingArtifact` naming the notebook to run first,
+    `CheckpointError` for a judge named in the preset that cannot be read.
     """
     checkpoint = artifacts.require(artifacts.checkpoint, "05_stage3_speech_driven_visual_interaction")
-    judges = artifacts.require(artifacts.judges, "02_training_the_tokenizers")
+    names = preset.judges
+    if TRAINED in (names.recognition, names.clip_t, names.clip_i):
+        artifacts.require(artifacts.judges, "02_training_the_tokenizers")
+    judges = load_judges(preset, artifacts.judges)  # first: a misspelt name is told at once
     model = OmniDiffusion.from_pretrained(checkpoint, device, dtype=dtype)
-    return model, load_judges(preset, judges).to(model.device)
+    return model, judges.to(model.device)
 
 
 def autoregressive_twin(model: OmniDiffusion, artifacts: Artifacts) -> OmniDiffusion:

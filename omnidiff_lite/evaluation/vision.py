@@ -79,6 +79,11 @@ def evaluate_pope(model: Model, samples: Sequence[Sample], settings: Settings = 
 
 # --- MME -------------------------------------------------------------------------------------------------------------
 
+# MME-Perception's other five subtasks, and why the world has none of them.
+MME_ABSENT = {"posters": "the world has no films", "celebrity": "the world has no people",
+              "scene": "the world has no places to name", "landmark": "the world has no landmarks",
+              "artwork": "the world has no works of art"}
+
 
 def mme_scores(subtasks: Sequence[str], pictures: Sequence[str], right: Sequence[bool],
                settings: Settings = Settings()) -> dict[str, Estimate]:
@@ -115,6 +120,18 @@ def mme_sum(points: pd.Series, subtasks: pd.Series, settings: Settings) -> Estim
     return bootstrap_interval(points.to_numpy()[:, None] * member,
                               lambda sums: (sums / member.sum(axis=0)).sum(axis=-1), strata=subtasks,
                               **settings.resampling)
+
+
+def mme_accuracies(items: pd.DataFrame, settings: Settings = Settings()) -> dict[str, Estimate]:
+    """The two halves of each subtask's score, in percent, of the table that `evaluate_mme` gives:
+    mme_<subtask>_accuracy (n questions) and mme_<subtask>_accuracy_plus (n pictures)."""
+    scores, how = {}, settings.resampling
+    pairs = mme_points(items["subtask"], items["picture"], items["right"])
+    for name, asked in items.groupby("subtask"):
+        both = pairs["points"][pairs["subtask"] == name] == 200
+        scores[f"mme_{name}_accuracy"] = proportion_interval(asked["right"], groups=asked["picture"], **how).scaled(100)
+        scores[f"mme_{name}_accuracy_plus"] = proportion_interval(both, **how).scaled(100)
+    return scores
 
 
 def evaluate_mme(model: Model, samples: Sequence[Sample], settings: Settings = Settings(), *, table: str = TABLE,
@@ -216,15 +233,16 @@ def evaluate_captioning(model: Model, samples: Sequence[Sample], settings: Setti
 
     Columns caption_bleu4 (0..100) and caption_cider (0..10), against every wording that the world has for a scene;
     where scenes are known also what a reader learns: percent of captions with the objects, their attributes, the
-    relation, the background and all of it right (`world.captions.matches`).
+    relation, the background and all of it right (`world.captions.matches`). Per item: picture, reference (the first),
+    prediction, cider, bleu (the sums of `bleu_statistics`), and what is right.
     """
     texts = [answer.text or "" for answer in ask(model, samples, settings, to="text", task="captioning")]
     references = [reference_captions(sample) for sample in samples]
     items = pd.DataFrame({"picture": [s.images[0] for s in samples], "reference": [r[0] for r in references],
-                          "prediction": texts, "cider": cider_scores(texts, references)})
+                          "prediction": texts, "cider": cider_scores(texts, references),
+                          "bleu": [bleu_statistics(text, truth) for text, truth in zip(texts, references)]})
     how = settings.resampling
-    statistics = np.array([bleu_statistics(text, truth) for text, truth in zip(texts, references)])
-    scores = {"caption_bleu4": bootstrap_interval(statistics, bleu, **how),
+    scores = {"caption_bleu4": bootstrap_interval(items["bleu"].tolist(), bleu, **how),
               "caption_cider": mean_interval(items["cider"], bounds=(0, 10), **how)}
     if all("scene" in sample.meta for sample in samples):
         facts = [matches(text, Scene.from_dict(sample.meta["scene"])) for text, sample in zip(texts, samples)]
