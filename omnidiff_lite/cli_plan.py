@@ -39,7 +39,8 @@ def _bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", nargs="+", choices=("t2i", "s2i", "tts"), help="default: t2i tts; of random weights "
                         "all")
     parser.add_argument("--repeats", type=int, default=3, help="of each timing with random weights (default 3)")
-    parser.add_argument("--items", type=int, default=24, help="answers of each way to decode, 8 at a time (default 24)")
+    parser.add_argument("--items", type=int, default=16, help="answers of each way, 8 at a time (default 16; more "
+                        "make quality surer)")
     parser.add_argument("--random", action="store_true", help="time random weights of the preset's size beside the "
                         "paper's seconds, without quality; without a checkpoint of the preset this is done anyway")
     parser.add_argument("--compiled", action="store_true", help="torch.compile of the denoiser with random weights")

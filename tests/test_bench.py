@@ -197,7 +197,7 @@ def test_records_say_how_they_came_about_and_are_shown(records):
     assert all(r.table == "bench" and r.source == "ours" and r.n for r in records)
     assert {"hardware", "device", "dtype", "checkpoint"} <= set(records[0].provenance)
     floors = {r.row.rpartition("/")[2] for r in records if r.column.startswith("floor_")}
-    assert floors == {"plain", "exact"}
+    assert floors == {"exact"}
     assert list(bench_table(records, "exact")["same %"]) == ["100"]
     text = bench_report(records)
     assert "t2i/1/cpu/exact" in text and "300/8/cpu" in text and max(map(len, text.splitlines())) < 180
