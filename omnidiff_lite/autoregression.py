@@ -20,8 +20,9 @@ from omnidiff_lite.config import ConfigError
 from omnidiff_lite.diffusion import filters, guidance
 from omnidiff_lite.diffusion.allowed import allowed_table
 from omnidiff_lite.diffusion.canvas import Canvas
-from omnidiff_lite.diffusion.decoding import DecodeResult, starting_canvases
+from omnidiff_lite.diffusion.decoding import starting_canvases
 from omnidiff_lite.diffusion.layout import Layout, embed_prompts
+from omnidiff_lite.diffusion.result import DecodeResult
 from omnidiff_lite.diffusion.settings import DecodingConfig
 
 
@@ -111,7 +112,7 @@ class _Decoder:
         if self.allowed is not None:
             table, group = self.allowed
             allowed = table[group[rows, place]]
-        said = self.canvas.masked_fill(self.decided < 0, 0)[rows]
+        said = filters.said(self.canvas, self.decided >= 0)[rows]
         logits = self._logits(place)[rows]
         probabilities = filters.filtered(logits, config, allowed, said).softmax(-1)
         if config.temperature > 0:

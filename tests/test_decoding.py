@@ -75,7 +75,9 @@ def test_top_k_keeps_ties():
 
 def test_repetition_is_penalised_once_an_id_and_never_id_0():
     logits = torch.tensor([[2.0, 2.0, -2.0, 3.0]])
-    said = torch.tensor([[1, 1, 2, 0]])
+    said = filters.said(torch.tensor([[1, 1, 2, 0, 3]]), torch.tensor([[True, True, True, True, False]]))
+    assert said.tolist() == [[1, 1, 2, -1, -1]]
+    assert torch.equal(filters.repetition_penalty(logits, torch.full((1, 2), -1), 2.0), logits)
     assert filters.repetition_penalty(logits, said, 2.0).tolist() == [[2.0, 1.0, -4.0, 3.0]]
 
 
@@ -319,7 +321,9 @@ def test_released_and_paper_settings():
     {"length": 0}, {"steps": 0}, {"algorithm": "maskgit"}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_k": 0},
     {"eps": 1.0}, {"repetition_penalty": 0.0}, {"position_penalty": 0.0}, {"position_penalty_mode": "late"},
     {"position_free": -1}, {"prefill": {1.0: 5}}, {"guidance_alignment": "left"}, {"block_length": 0},
-    {"threshold": 0.5, "algorithm": "random"}, {"confidence_temperature": -1.0}, {"cache": "prefix"},
+    {"threshold": 0.5, "algorithm": "random"}, {"confidence_temperature": -1.0}, {"cache": "fifo"},
+    {"cache": "dual", "algorithm": "random"}, {"cache_refresh": 0}, {"entropy_bound": -0.1},
+    {"entropy_bound": 0.1, "algorithm": "random"}, {"schedule": "sine"}, {"head": "half"}, {"early_stop": 1},
 ])
 def test_values_out_of_range_are_named(wrong):
     with pytest.raises(ConfigError, match=f"^{next(iter(wrong))}: expected"):

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import itertools
+from functools import partial
 
 import numpy as np
 import PIL.Image
@@ -13,6 +14,7 @@ import torch
 from omnidiff_lite.chat import Sample, build_messages
 from omnidiff_lite.config import ConfigError
 from omnidiff_lite.data.encode import EncodedSample, encode_samples
+from omnidiff_lite.diffusion.plain import decode_plain
 from omnidiff_lite.media import Image, MediaError, Speech, Text, Waveform
 from omnidiff_lite.pipeline import AnswerLengths, OmniDiffusion, RequestError
 from omnidiff_lite.pipeline.requests import read_request
@@ -142,6 +144,26 @@ def test_the_trace_shows_every_step(tiny_model):
     left = [(step.ids == mask).sum() for step in answer.trace]
     assert left == sorted(left, reverse=True) and left[-1] == 0 and len(left) == 4
     assert sum(step.decided.sum() for step in answer.trace) == 16  # 4 x 4 image tokens, markers given
+
+
+@pytest.mark.parametrize("to", ["image", "speech", ("text", "speech")])
+def test_savings_are_asked_for_by_name(tiny_model, to):
+    """Exact ones change nothing; approximate ones leave no mask, and a refresh every step is none."""
+    asked, mask = partial(tiny_model.generate, "a red circle", to=to), tiny_model.tokenizers.vocabulary.mask
+    usual = asked().ids
+    for decoding in ({"head": "full"}, {"cache": "dual", "cache_refresh": 1}):
+        assert np.array_equal(asked(decoding=decoding).ids, usual)
+    quick = asked(decoding={"cache": "dual", "threshold": -0.5, "entropy_bound": 1.0, "early_stop": True})
+    assert mask not in quick.ids and len(quick.ids) == len(usual)
+
+
+def test_another_decoder_may_be_measured_against(tiny_model, monkeypatch):
+    usual = tiny_model.generate("a red circle", to="image", seed=3)
+    monkeypatch.setattr(tiny_model, "decoder", decode_plain)
+    plain = tiny_model.generate("a red circle", to="image", seed=3)
+    assert np.array_equal(plain.ids, usual.ids) and len(plain.trace) == len(usual.trace)
+    with pytest.raises(ConfigError, match="plain decoder"):
+        tiny_model.generate("a red circle", to="image", decoding={"cache": "dual"})
 
 
 def test_a_saved_system_answers_alike(tiny_model, tmp_path):

@@ -22,6 +22,7 @@ from omnidiff_lite.data.packing import PackedStream, pack_row
 from omnidiff_lite.diffusion.corruption import bound_weight, mask_rate
 from omnidiff_lite.diffusion.decoding import DecodingConfig, decode
 from omnidiff_lite.diffusion.likelihood import log_likelihoods
+from omnidiff_lite.diffusion.plain import decode_plain
 from omnidiff_lite.training.batches import choose_scored, collate, time_weights
 from omnidiff_lite.training.step import AnswerLoss, target_weights
 from omnidiff_lite.training.trainer import validate
@@ -236,6 +237,23 @@ def test_a_batch_decodes_as_one_by_one(switches, guided):
         alone = decode(model, question, config.replace(seed=5 + i), lengths=length)
         assert torch.equal(together.ids[i, :length], alone.ids[0])
         torch.testing.assert_close(together.confidence[i, :length], alone.confidence[0], equal_nan=True)
+
+
+@each_variant
+@pytest.mark.parametrize("settings", [
+    {"allowed_ids": list(V.image_range)}, {"guidance_scale": 2.0, "guidance_prompt_ids": [1, 2]},
+    {"guidance_scale": 2.0, "guidance_prompt_ids": [1], "guidance_alignment": "released"},
+    {"cache": "prefix", "cache_refresh": 1}], ids=lambda settings: "+".join(settings))
+def test_the_fast_decoder_gives_what_the_plain_one_gives(switches, settings):
+    """Neither the slices of the output head nor what is kept from pass to pass may leave a switch out."""
+    model, questions, config = decided(switches), [torch.tensor([1, 2, 3]), torch.tensor([4])], DecodingConfig(steps=4)
+    config = config.replace(**settings)
+    plain = config.replace(cache="none") if "cache" in settings else config
+    if "released" in settings.values():
+        questions = questions[:1]
+    ours, theirs = decode(model, questions, config, lengths=6), decode_plain(model, questions, plain, lengths=6)
+    assert torch.equal(ours.ids, theirs.ids)
+    torch.testing.assert_close(ours.confidence, theirs.confidence, equal_nan=True, atol=1e-4, rtol=1e-4)
 
 
 @each_variant

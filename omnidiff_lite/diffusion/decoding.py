@@ -1,15 +1,18 @@
 """Iterative decoding: from an answer of masks to text, speech and image tokens (section 3.4).
 
-Each step scores every masked position, and fixes those the model is surest of. Ids, decisions and random draws live
-on the CPU, where they are cheap and the same on any machine; only embeddings and logits live on the model's device.
+Each step scores every masked position over the ids that it may become, and fixes those the model is surest of. Ids,
+decisions and random draws live on the CPU, where they are cheap and the same on any machine; only embeddings and
+logits live on the model's device. What a step does not change is not computed again: see `layout`, `head` and, where
+nearly the same answer will do, `cache`. `plain` is the same sampler without any of that, for reading.
+
 A batch of unequal prompts and answers decodes as each would alone: padding is seen by nobody, schedules and random
 numbers belong to each sequence. With the released settings every canvas of the released sampler is reproduced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,121 +22,109 @@ from omnidiff_lite.backbone import Denoiser
 from omnidiff_lite.config import ConfigError
 from omnidiff_lite.diffusion import filters
 from omnidiff_lite.diffusion.allowed import allowed_table
+from omnidiff_lite.diffusion.cache import CachedLayout
 from omnidiff_lite.diffusion.canvas import Canvas
+from omnidiff_lite.diffusion.choosing import choose
+from omnidiff_lite.diffusion.filters import Scores
+from omnidiff_lite.diffusion.guidance import combine
+from omnidiff_lite.diffusion.head import Head
 from omnidiff_lite.diffusion.layout import Layout, embed_prompts
+from omnidiff_lite.diffusion.result import DecodeResult, History
 from omnidiff_lite.diffusion.schedule import Step, plan
 from omnidiff_lite.diffusion.settings import DecodingConfig
+from omnidiff_lite.diffusion.stopping import finished
 
 __all__ = ["DecodeResult", "DecodingConfig", "decode"]
-
-
-@dataclass
-class DecodeResult:
-    """Decoded answers, and how they came about; all on the CPU.
-
-    `ids` [B,N]: the answers alone, the pad id beyond each one's own `lengths`. A position whose candidate was the
-    mask id itself stays masked, as released. `history`: the canvas [B,N] after each step. `decided` [B,N]: the step
-    that fixed a position, -1 = there from the start, or never. `confidence` [B,N]: how sure it was then, else NaN.
-    """
-
-    ids: Tensor
-    history: list[Tensor]
-    decided: Tensor
-    confidence: Tensor
-    lengths: list[int]
 
 
 @torch.no_grad()
 def decode(model: Denoiser, prompt_ids: Tensor | Sequence[Any] | None, config: DecodingConfig,
            prompt_embeds: Tensor | Sequence[Tensor] | None = None, canvas: Canvas | Sequence[Canvas] | None = None,
-           lengths: int | Sequence[int] | None = None, seeds: Sequence[int] | None = None) -> DecodeResult:
+           lengths: int | Sequence[int] | None = None, seeds: Sequence[int] | None = None, ends: Collection[int] = ()
+           ) -> DecodeResult:
     """Decode one answer for each prompt.
 
     `prompt_ids`: ids [P] or [B,P], or a list of B of different lengths. `prompt_embeds`: the same prompts as
     embeddings [.., H], which is how speech gets in; the ids are then not read. The answer starts as `canvas` (one, or
     one each; `config.prefill` is then not applied), else as `lengths` masks (one, or one each), else as
     `config.length` masks. `seeds`: of each sequence's own random numbers (default: `config.seed` + its index), so that
-    an answer does not depend on its neighbours. Raises `ConfigError` for settings that do not fit each other or the
-    inputs.
+    an answer does not depend on its neighbours. `ends`: ids that end an answer, as the pad id always does, for
+    `config.early_stop`. Raises `ConfigError` for settings that do not fit each other or the inputs.
     """
+    return start(model, prompt_ids, config, prompt_embeds, canvas, lengths, seeds, ends).run()
+
+
+def start(model: Denoiser, prompt_ids: Any, config: DecodingConfig, prompt_embeds: Any = None, canvas: Any = None,
+          lengths: Any = None, seeds: Sequence[int] | None = None, ends: Collection[int] = ()) -> Decoder:
+    """A call of `decode` laid out, not yet run."""
+    given = canvas is not None
     prompts = embed_prompts(model, prompt_ids, prompt_embeds)
     canvases = starting_canvases(config, model.config.mask_token_id, len(prompts), canvas, lengths)
     seeds = [config.seed + b for b in range(len(prompts))] if seeds is None else list(seeds)
-    return _Decoder(model, config, prompts, canvases, seeds, laid_out=canvas is not None).run()
+    return Decoder(model, config, prompts, canvases, seeds, laid_out=given, ends=ends)
 
 
-class _Decoder:
+class Decoder:
     """One call of `decode`: the canvas and its bookkeeping."""
 
     def __init__(self, model: Denoiser, config: DecodingConfig, prompts: list[Tensor], canvases: list[Canvas],
-                 seeds: list[int], laid_out: bool) -> None:
+                 seeds: list[int], laid_out: bool, ends: Collection[int] = ()) -> None:
         """`laid_out`: the canvases were given, not made of masks here."""
-        self.model, self.config, self.mask = model, config, model.config.mask_token_id
+        self.model, self.config = model, config
+        self.mask, self.pad = model.config.mask_token_id, model.config.pad_token_id
+        self.ends = torch.tensor([self.pad, *ends])
         self.lengths = [len(c) for c in canvases]
         self.valid = torch.arange(max(self.lengths)) < torch.tensor(self.lengths)[:, None]
         self.canvas = torch.nn.utils.rnn.pad_sequence([c.ids.cpu().long() for c in canvases], batch_first=True,
-                                                      padding_value=model.config.pad_token_id)
+                                                      padding_value=self.pad)
         self.given = self.canvas != self.mask
         if not laid_out:
-            self._prefill()
-        self.plans = [self._plan(b, laid_out) for b in range(len(prompts))]
+            prefill(self.canvas, self.lengths, config)
+        self.start = self.canvas.clone()
+        self.plans = [plan_answer(self._undecided()[b], self.lengths[b], config, laid_out)
+                      for b in range(len(prompts))]
+        self.at = [0] * len(prompts)  # the step of its plan that each sequence has come to
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.decided = torch.full_like(self.canvas, -1)
         self.confidence = torch.full(self.canvas.shape, torch.nan)
-        self.allowed = allowed_table(config.allowed_ids, canvases, model.config.vocab_size)
-        self.layout = Layout(model, config, prompts, self.valid)
+        self.head = Head(model, allowed_table(config.allowed_ids, canvases, model.config.vocab_size), config.head)
+        self.layout = (Layout if config.cache == "none" else CachedLayout)(model, config, prompts, self.valid)
+        self.layout.write(*self.valid.nonzero(as_tuple=True), self.canvas[self.valid])
+        self.passes = 0
 
     def run(self) -> DecodeResult:
-        history: list[Tensor] = []
-        for step in range(max(map(len, self.plans), default=0)):
-            undecided = self._undecided()
-            active = [b for b, steps in enumerate(self.plans) if step < len(steps) and undecided[b].any()]
-            if not active:
-                break
-            self._step(step, active, undecided)
-            history.append(self.canvas.clone())
-        return DecodeResult(self.canvas, history, self.decided, self.confidence, self.lengths)
+        step = 0
+        while active := self._active():
+            self._step(step, active)
+            step += 1
+        history = History(self.start, self.canvas, self.decided, step)
+        return DecodeResult(self.canvas, history, self.decided, self.confidence, self.lengths, self.passes)
 
-    def _plan(self, b: int, laid_out: bool) -> list[Step]:
-        """The steps of one answer. Blocks of a laid-out canvas count its masks, wherever they lie; blocks of an
-        all-masked one are places, also where a token was pre-filled, as released."""
-        config, places = self.config, self._undecided()[b].nonzero().flatten().tolist()
-        if not places:
-            return []
-        if not laid_out:
-            length = self.lengths[b]
-            return plan(length, len(places), config.step_count(length), config.eps, config.block_length)
-        count = len(places)
-        steps = plan(count, count, config.step_count(count), config.eps, config.block_length, fewest=1)
-        return [replace(s, start=places[s.start], stop=places[s.stop - 1] + 1) for s in steps]
-
-    def _prefill(self) -> None:
-        """Special-token pre-infilling (section 3.4), at the place cut in float32 as released."""
-        for b, length in enumerate(self.lengths):
-            for fraction, token in self.config.prefill.items():
-                self.canvas[b, int(torch.tensor(fraction) * length)] = token
+    def _active(self) -> dict[int, Step]:
+        """The sequences that go on, and the step that each has come to."""
+        undecided = self._undecided()
+        unfinished = undecided.any(1).nonzero().flatten().tolist()
+        if self.config.threshold is not None or self.config.entropy_bound is not None:
+            for b in unfinished:  # a block done early leaves its steps unused
+                while self.at[b] < len(self.plans[b]) and not undecided[b, self.plans[b][self.at[b]].places].any():
+                    self.at[b] += 1
+        return {b: self.plans[b][self.at[b]] for b in unfinished if self.at[b] < len(self.plans[b])}
 
     def _undecided(self) -> Tensor:
         return (self.canvas == self.mask) & self.valid
 
-    def _step(self, step: int, active: list[int], undecided: Tensor) -> None:
-        rows = torch.zeros_like(undecided)
-        rows[active] = undecided[active]
-        steps = {b: self.plans[b][step] for b in active}
+    def _step(self, step: int, active: dict[int, Step]) -> None:
+        rows = torch.zeros_like(self.valid)
+        rows[list(active)] = self._undecided()[list(active)]
         if self.config.algorithm == "random":
-            rows &= self._lottery(rows, steps)
-        if not rows.any():
-            return
+            rows &= self._lottery(rows, active)
         sequence, position = rows.nonzero(as_tuple=True)
-        tokens, sure = self._score(sequence, position, active, first=step == 0)
+        if len(sequence):
+            self._decide(step, sequence, position, active)
         for b in active:
-            own = sequence == b
-            chosen = self._choose(position[own], sure[own], steps[b], self.generators[b])
-            where = position[own][chosen]
-            fixed = tokens[own][chosen]
-            self.canvas[b, where] = fixed
-            self.confidence[b, where] = sure[own][chosen].masked_fill(fixed == self.mask, torch.nan)
-            self.decided[b, where] = torch.where(fixed == self.mask, -1, step)
+            self.at[b] += 1
+            if self.config.early_stop:
+                self._stop_early(b, step)
 
     def _lottery(self, rows: Tensor, steps: dict[int, Step]) -> Tensor:
         """The random order: each masked position of the block is drawn with the step's share, in the last one all."""
@@ -141,60 +132,56 @@ class _Decoder:
         for b, step in steps.items():
             chance = 1.0 if step.last else step.share
             luck = torch.rand(self.lengths[b], generator=self.generators[b]) < chance
-            drawn[b, step.start:step.stop] = luck[step.start:step.stop]
+            drawn[b, step.places] = luck[step.places]
         return drawn
 
-    def _score(self, sequence: Tensor, position: Tensor, active: list[int], first: bool) -> tuple[Tensor, Tensor]:
-        """Candidate and confidence of each masked position, [M] both, on the CPU."""
-        config = self.config
-        logits = self.layout.logits(self.canvas, sequence, position, active)
-        allowed = said = None
-        if self.allowed is not None:
-            table, group = self.allowed
-            allowed = table[group[sequence, position]]
+    def _decide(self, step: int, sequence: Tensor, position: Tensor, active: dict[int, Step]) -> None:
+        """Score the masked positions, and fix those that are chosen."""
+        scores = self._score(sequence, position, list(active), first=step == 0)
+        self.passes += 1
+        counts, where = sequence.bincount(minlength=len(self.lengths)).tolist(), []
+        for b, own in zip(range(len(counts)), torch.arange(len(sequence)).split(counts)):
+            if len(own):
+                where.append(own[self._choose(active[b], position[own], scores, own, self.generators[b])])
+        chosen = torch.cat(where)
+        sequence, position, fixed = sequence[chosen], position[chosen], scores.tokens[chosen]
+        self.canvas[sequence, position] = fixed
+        self.confidence[sequence, position] = scores.sure[chosen].masked_fill(fixed == self.mask, torch.nan)
+        self.decided[sequence, position] = torch.where(fixed == self.mask, -1, step)
+        self.layout.write(sequence, position, fixed)
+
+    def _choose(self, step: Step, position: Tensor, scores: Scores, own: Tensor, generator: torch.Generator) -> Tensor:
+        """Which of one sequence's rows, numbers `own` among the scores, are fixed in this step."""
+        if self.config.algorithm == "random" or (
+                self.config.early_stop and bool((scores.tokens[own] == self.pad).all())):
+            return torch.arange(len(own))
+        inside = (position >= step.start) & (position < step.stop)
+        return choose(scores.sure[own], inside, step, self.config, generator,
+                      None if scores.entropy is None else scores.entropy[own])
+
+    def _score(self, sequence: Tensor, position: Tensor, active: list[int], first: bool) -> Scores:
+        """Candidate, confidence and entropy of each masked position."""
+        config, (head, allowed) = self.config, self.head.at(sequence, position)
+        sides = [self.head.logits(h, head) for h in self.layout.hidden(sequence, position, active)]
+        logits = sides[0] if len(sides) == 1 else combine(*sides, config.guidance_scale, config.guidance_alignment)
+        said = None
         if config.repetition_penalty != 1 and not first:
-            said = self.canvas.masked_fill(self.given | (self.canvas == self.mask), 0)[sequence]
+            said = head.local(filters.said(self.canvas, ~self.given & (self.canvas != self.mask)))[sequence]
         logits = filters.filtered(logits, config, allowed, said)
         if config.position_penalty != 1:
-            logits = self._position_penalty(logits, sequence, position)
-        probabilities = logits.softmax(-1)
-        if config.temperature > 0:
-            tokens = filters.draw(probabilities, self._uniform(sequence).to(logits.device))
-        else:
-            tokens = probabilities.argmax(-1)
-        return tokens.cpu(), filters.confidence(probabilities, tokens, config.algorithm).cpu()
-
-    def _position_penalty(self, logits: Tensor, sequence: Tensor, position: Tensor) -> Tensor:
-        config, device = self.config, logits.device
-        counts = sequence.bincount(minlength=len(self.lengths))
-        rows = counts[sequence]
-        if config.position_penalty_mode == "fixed":
-            return filters.fixed_penalty(logits, position.to(device), rows.to(device), config.position_penalty,
-                                         config.position_free)
-        rank = torch.arange(len(sequence)) - (counts.cumsum(0) - counts)[sequence]
-        return filters.ramp_penalty(logits, rank.to(device), rows.to(device), config.position_penalty,
-                                    config.position_free)
+            logits = filters.position_penalty(logits, sequence, position, config)
+        uniform = self._uniform(sequence) if config.temperature > 0 else None
+        return filters.score(logits, uniform, config, head.full)
 
     def _uniform(self, sequence: Tensor) -> Tensor:
         counts = sequence.bincount(minlength=len(self.lengths)).tolist()
         return torch.cat([torch.rand(n, generator=g) for n, g in zip(counts, self.generators)])
 
-    def _choose(self, position: Tensor, sure: Tensor, step: Step, generator: torch.Generator) -> Tensor:
-        """Which of one sequence's rows are fixed in this step."""
-        config = self.config
-        if config.algorithm == "random":
-            return torch.arange(len(position))
-        inside = (position >= step.start) & (position < step.stop)
-        sure = sure.masked_fill(~inside, -torch.inf)
-        count = step.count(int(inside.sum()))
-        if config.threshold is not None:
-            count = max(count, int((sure >= config.threshold).sum()))
-        if config.confidence_temperature > 0:  # the surest k of Gumbel-perturbed = k draws without replacement
-            noise = -torch.empty_like(sure).exponential_(generator=generator).log()
-            sure = sure / config.confidence_temperature + noise
-        # A block that a pre-filled token has shortened may be done before its last step; the step then fixes a token
-        # of a later block, as released.
-        return sure.topk(min(count, len(sure))).indices
+    def _stop_early(self, b: int, step: int) -> None:
+        """Fill what nobody will read of sequence `b` with pads."""
+        masked = self._undecided()[b]
+        if masked.any() and finished(self.canvas[b], masked, self.given[b], self.ends):
+            self.canvas[b, masked], self.decided[b, masked] = self.pad, step
 
 
 def starting_canvases(config: DecodingConfig, mask: int, batch: int, canvas: Canvas | Sequence[Canvas] | None,
@@ -213,3 +200,27 @@ def starting_canvases(config: DecodingConfig, mask: int, batch: int, canvas: Can
     if len(canvases) != batch:
         raise ConfigError(f"{len(canvases)} answers (canvas or lengths) for {batch} prompts")
     return canvases
+
+
+def prefill(canvas: Tensor, lengths: Sequence[int], config: DecodingConfig) -> None:
+    """Special-token pre-infilling (section 3.4) into `canvas` [B,N], at the place cut in float32 as released."""
+    for b, length in enumerate(lengths):
+        for fraction, token in config.prefill.items():
+            canvas[b, int(torch.tensor(fraction) * length)] = token
+
+
+def plan_answer(undecided: Tensor, length: int, config: DecodingConfig, laid_out: bool) -> list[Step]:
+    """The steps of one answer of `length` tokens, masked where `undecided` bool [N].
+
+    Blocks of a laid-out canvas count its masks, wherever they lie; blocks of an all-masked one are places, also where a
+    token was pre-filled, as released.
+    """
+    places = undecided.nonzero().flatten().tolist()
+    if not places:
+        return []
+    if not laid_out:
+        return plan(length, len(places), config.step_count(length), config.eps, config.block_length,
+                    schedule=config.schedule)
+    count = len(places)
+    steps = plan(count, count, config.step_count(count), config.eps, config.block_length, 1, config.schedule)
+    return [replace(s, start=places[s.start], stop=places[s.stop - 1] + 1) for s in steps]

@@ -1,11 +1,14 @@
 """What happens to the logits of masked positions: filters, penalties, the candidate and its confidence.
 
-All work on rows [M,V], one for each masked position of a batch, and are applied in the order of this file
-(generation_utils.py:59-117 of the released code).
+All work on rows [M,V], one for each masked position of a batch, V the whole vocabulary or the ids that may occur, and
+are applied in the order of this file (generation_utils.py:59-117 of the released code). Rows are float32 whatever the
+denoiser computes in: half precision has so few numbers that ties would decide.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,21 +22,29 @@ DROPPED = torch.finfo(torch.float32).min  # as released: the lowest finite numbe
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the likeliest tokens until their mass exceeds `p`; the one that crosses stays.
+    """Keep the likeliest tokens of each row [M,V] until their mass exceeds `p`; the one that crosses stays.
 
     The likeliest `LIKELY` are looked at first: mostly they hold that mass, and sorting a whole vocabulary, which takes
-    longer than a small denoiser, can be left out.
+    longer than a small denoiser, can be left out. Rows too flat for that are sorted.
     """
     total = logits.logsumexp(-1, keepdim=True)
-    ordered, order = logits.topk(min(LIKELY, logits.shape[-1]), dim=-1)
-    mass = (ordered - total).exp().cumsum(-1)
-    if not bool((mass[..., -1] > p).all()):
-        ordered, order = logits.sort(dim=-1, descending=True)
-        mass = ordered.softmax(-1).cumsum(-1)
-    before = mass.roll(1, dims=-1)
-    before[..., 0] = 0
-    kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before <= p)
+    kept = torch.zeros_like(logits, dtype=torch.bool)
+    flat = (logits.amax(-1, keepdim=True) - total).exp().squeeze(-1) * LIKELY <= p  # the likeliest cannot hold it
+    if not bool(flat.all()):
+        ordered, order = logits.topk(min(LIKELY, logits.shape[-1]), dim=-1)
+        mass = (ordered - total).exp().cumsum(-1)
+        kept.scatter_(-1, order, _before(mass) <= p)
+        flat = mass[:, -1] <= p
+    if logits.shape[-1] > LIKELY and bool(flat.any()):
+        ordered, order = logits[flat].sort(dim=-1, descending=True)
+        kept[flat] = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order,
+                                                                       _before(ordered.softmax(-1).cumsum(-1)) <= p)
     return logits.masked_fill(~kept, DROPPED)
+
+
+def _before(mass: Tensor) -> Tensor:
+    """The mass in front of each token, of that up to and with it."""
+    return torch.cat([torch.zeros_like(mass[:, :1]), mass[:, :-1]], dim=-1)
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
@@ -48,15 +59,22 @@ def penalise(logits: Tensor, factor: Tensor | float) -> Tensor:
 
 
 def repetition_penalty(logits: Tensor, generated: Tensor, factor: float) -> Tensor:
-    """Penalise once each id in `generated` [M,K]. Entries 0 say nothing: id 0 is never penalised, as released."""
-    values = logits.gather(-1, generated)
-    return logits.scatter(-1, generated, torch.where(generated != 0, penalise(values, factor), values))
+    """Penalise once each id in `generated` [M,K]; -1 says nothing."""
+    some = generated.amax(-1, keepdim=True)  # an id of the row takes the place of -1: penalised twice is once
+    index = torch.where(generated < 0, some, generated).clamp_min(0)
+    values = logits.gather(-1, index)
+    return logits.scatter(-1, index, torch.where(some >= 0, penalise(values, factor), values))
+
+
+def said(canvas: Tensor, drawn: Tensor) -> Tensor:
+    """The ids [B,N] of `canvas` where `drawn`, else -1; also for id 0, which is never penalised, as released."""
+    return canvas.masked_fill(~drawn | (canvas == 0), -1)
 
 
 def filtered(logits: Tensor, config: DecodingConfig, allowed: Tensor | None, said: Tensor | None) -> Tensor:
     """What `config` asks for of the above: allowed ids, temperature, top-p, top-k, repetition penalty, in this order.
 
-    `allowed` bool [M,V]: which ids a row may become, None: any. `said` [M,K]: the ids that it decoded already, 0 where
+    `allowed` bool [M,V]: which ids a row may become, None: any. `said` [M,K]: the ids that it decoded already, -1 where
     there is none. Both may lie on another device.
     """
     if allowed is not None:
@@ -89,6 +107,41 @@ def fixed_penalty(logits: Tensor, position: Tensor, rows: Tensor, gamma: float, 
     return torch.where(((position >= free) & (rows > free))[:, None], logits * gamma, logits)
 
 
+def position_penalty(logits: Tensor, sequence: Tensor, position: Tensor, config: DecodingConfig) -> Tensor:
+    """The position penalty that `config` names, on rows of `sequence` [M] (ascending) at answer `position` [M]."""
+    counts = sequence.bincount()
+    rows, device = counts[sequence], logits.device
+    if config.position_penalty_mode == "fixed":
+        return fixed_penalty(logits, position.to(device), rows.to(device), config.position_penalty,
+                             config.position_free)
+    rank = torch.arange(len(sequence)) - (counts.cumsum(0) - counts)[sequence]
+    return ramp_penalty(logits, rank.to(device), rows.to(device), config.position_penalty, config.position_free)
+
+
+@dataclass
+class Scores:
+    """Of each row [M], on the CPU: the candidate's id, how sure it is, and the entropy in nats where asked for."""
+
+    tokens: Tensor
+    sure: Tensor
+    entropy: Tensor | None
+
+
+def score(logits: Tensor, uniform: Tensor | None, config: DecodingConfig,
+          name: Callable[[Tensor], Tensor] = Tensor.cpu) -> Scores:
+    """Candidate and confidence of filtered rows. `uniform` [M] in 0..1: where to draw, None: the likeliest token.
+
+    `name`: columns -> ids on the CPU, where the columns are no ids.
+    """
+    probabilities = logits.softmax(-1)
+    tokens = probabilities.argmax(-1) if uniform is None else draw(probabilities, uniform.to(logits.device))
+    sure = confidence(probabilities, tokens, config.algorithm).cpu()
+    entropy = None
+    if config.entropy_bound is not None:
+        entropy = -(sure if config.algorithm == "entropy" else confidence(probabilities, tokens, "entropy").cpu())
+    return Scores(name(tokens), sure, entropy)
+
+
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """One token a row by inverting the distribution function at `uniform` [M] in 0..1."""
     mass = probabilities.cumsum(-1)
@@ -106,8 +159,8 @@ def confidence(probabilities: Tensor, tokens: Tensor, algorithm: str) -> Tensor:
     entropy, sum p log p (equation 2).
     """
     if algorithm == "margin":
-        first, second = probabilities.topk(2, dim=-1).values.unbind(-1)
-        return first - second
+        best = probabilities.topk(min(2, probabilities.shape[-1]), dim=-1).values
+        return best[:, 0] - best[:, 1:].sum(-1)
     if algorithm == "entropy":
         return (probabilities * (probabilities + 1e-10).log()).sum(-1)
     return probabilities.gather(-1, tokens[:, None]).squeeze(-1)

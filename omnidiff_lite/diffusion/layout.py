@@ -1,4 +1,4 @@
-"""How prompts and canvases of a batch, guided or not, become the denoiser's input; and where their logits are read."""
+"""How prompts and canvases of a batch, guided or not, become the denoiser's input; and where their answers are read."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from torch import Tensor
 from omnidiff_lite.adapters import NO_ANSWER
 from omnidiff_lite.backbone import PADDING, Denoiser
 from omnidiff_lite.config import ConfigError
-from omnidiff_lite.diffusion import guidance
 from omnidiff_lite.diffusion.settings import DecodingConfig
 
 
 class Layout:
-    """Where prompts and answers lie in the model's input, and where their logits are read.
+    """Where prompts and answers lie in the model's input, and at which column each token is predicted.
 
     Prompts end and answers begin at column `left` in every row, so rows are padded on both sides. With guidance the
     unconditional rows follow the conditional ones.
@@ -27,7 +26,7 @@ class Layout:
         sizes = [len(p) for p in prompts]
         rows = prompts
         if self.guided:
-            blank = embed_prompts(model, _guidance_prompts(config, self.batch), None)
+            blank = embed_prompts(model, guidance_prompts(config, self.batch), None)
             rows = prompts + blank
             sizes = sizes + (self._released_sizes(sizes, blank) if config.guidance_alignment == "released"
                              else [len(p) for p in blank])
@@ -40,7 +39,9 @@ class Layout:
         self.embeds = torch.zeros(len(rows), len(column), model.config.hidden_size, dtype=rows[0].dtype, device=device)
         for row, prompt in enumerate(rows):
             self.embeds[row, first[row]:starts[row]] = prompt
-        self.first, self.starts = first, starts
+        self.first, self.starts, self.inside = first, starts, inside
+        self.masked = torch.zeros_like(inside)  # answer places that are undecided
+        self.rows = self.compact = torch.arange(len(rows))  # rows still run; and where among them each row is
         self.segments = None if inside.all() else torch.where(inside, 0, PADDING).to(device)
         self.positions = None if inside.all() else (column - first[:, None]).clamp_min(0).to(device)
 
@@ -52,35 +53,50 @@ class Layout:
                                   f"({size} < {len(prompt)} tokens); use guidance_alignment='aligned'")
         return sizes
 
-    def logits(self, canvas: Tensor, sequence: Tensor, position: Tensor, active: list[int]) -> Tensor:
-        """Float32 logits [M,V] for answer `position` [M] of `sequence` [M]; only `active` sequences are run."""
-        rows = torch.tensor(active + [self.batch + b for b in active] * self.guided)
-        embeds = self.embeds[rows.to(self.embeds.device)]
-        row, place = self.valid[rows % self.batch].nonzero(as_tuple=True)
-        ids = canvas[rows % self.batch][row, place].to(embeds.device)
-        embeds[row, self.starts[rows[row]] + place] = self.model.embed(ids).to(embeds.dtype)
-        hidden = self.model(inputs_embeds=embeds, hidden_only=True, masked_share=self._masked_share(canvas, rows),
-                            segment_ids=None if self.segments is None else self.segments[rows],
-                            position_ids=None if self.positions is None else self.positions[rows]).hidden
-        index = torch.zeros(self.batch, dtype=torch.long)
-        index[active] = torch.arange(len(active))
-        conditional = self._read(hidden, index[sequence], self.first[sequence], position)
-        if not self.guided:
-            return conditional
-        blank = self._read(hidden, index[sequence] + len(active), self.first[sequence + self.batch], position)
-        return guidance.combine(conditional, blank, self.config.guidance_scale, self.config.guidance_alignment)
+    def write(self, sequence: Tensor, place: Tensor, ids: Tensor) -> None:
+        """Put `ids` [M] at answer `place` [M] of `sequence` [M]: nothing but what changes is embedded again."""
+        embedded = self.model.embed(ids.to(self.embeds.device)).to(self.embeds.dtype)
+        for side in range(1 + self.guided):
+            row = sequence + side * self.batch
+            self.masked[row, self.starts[row] + place] = ids == self.model.config.mask_token_id
+            self._put(self.compact[row], self.starts[row] + place, embedded)
 
-    def _masked_share(self, canvas: Tensor, rows: Tensor) -> Tensor:
-        """Of the answer of each of `rows` [R] the share that is masked, at its columns, and -1 elsewhere: [R,L]."""
-        lengths, answer, starts = self.valid.sum(1), rows % self.batch, self.starts[rows, None]
-        shares = ((canvas == self.model.config.mask_token_id) & self.valid).sum(1) / lengths
-        column = torch.arange(self.embeds.shape[1])
-        own = (column >= starts) & (column < starts + lengths[answer, None])
-        return torch.where(own, shares[answer, None], NO_ANSWER).to(self.embeds.device)
+    def _put(self, row: Tensor, column: Tensor, embedded: Tensor) -> None:
+        self.embeds[row, column] = embedded
 
-    def _read(self, hidden: Tensor, row: Tensor, first: Tensor, position: Tensor) -> Tensor:
-        """Shifted: a token is predicted at the position before it; the very first of all, at its own."""
-        return self.model.lm_head(hidden[row, torch.maximum(self.left + position - 1, first)]).float()
+    def hidden(self, sequence: Tensor, position: Tensor, active: list[int]) -> list[Tensor]:
+        """Final hidden states [M,H] that predict answer `position` [M] of `sequence` [M]; guided: of both sides.
+
+        Only `active` sequences are run; one that is left out never comes back.
+        """
+        if len(active) < len(self.rows) // (1 + self.guided):
+            self._narrow(torch.tensor(active + [self.batch + b for b in active] * self.guided))
+        row = torch.cat([sequence + side * self.batch for side in range(1 + self.guided)])
+        place = position.repeat(1 + self.guided)
+        # Shifted: a token is predicted at the position before it; the very first of all, at its own.
+        column = torch.maximum(self.left + place - 1, self.first[row])
+        return list(self._run(self.compact[row], column, self.starts[row] + place).split(len(sequence)))
+
+    def _narrow(self, rows: Tensor) -> None:
+        """Go on with these rows alone."""
+        kept = self.compact[rows].to(self.embeds.device)
+        self.embeds = self.embeds[kept]
+        self.segments = None if self.segments is None else self.segments[kept]
+        self.positions = None if self.positions is None else self.positions[kept]
+        self.rows, self.compact = rows, torch.full_like(self.compact, -1)
+        self.compact[rows] = torch.arange(len(rows))
+
+    def _run(self, row: Tensor, column: Tensor, own: Tensor) -> Tensor:
+        """Hidden states [M,H] at `row`, `column` [M] of what is laid out; `own` [M]: where the predicted tokens lie."""
+        return self.model(inputs_embeds=self.embeds, hidden_only=True, segment_ids=self.segments,
+                          position_ids=self.positions, masked_share=self.masked_share()).hidden[row, column]
+
+    def masked_share(self) -> Tensor:
+        """Of the answer of each row still run the share that is masked, at its columns, and -1 elsewhere: [R,L]."""
+        lengths, column = self.valid.sum(1).repeat(1 + self.guided)[:, None], torch.arange(self.masked.shape[1])
+        own = (column >= self.starts[:, None]) & (column < self.starts[:, None] + lengths)
+        shares = self.masked.sum(1, keepdim=True) / lengths
+        return torch.where(own, shares, NO_ANSWER)[self.rows].to(self.embeds.device)
 
 
 def embed_prompts(model: Denoiser, ids: Any, embeds: Any) -> list[Tensor]:
@@ -99,7 +115,7 @@ def _rows(ids: Any) -> list[Tensor]:
     return [torch.as_tensor(row, dtype=torch.long) for row in ([ids] if single else ids)]
 
 
-def _guidance_prompts(config: DecodingConfig, batch: int) -> list[Tensor]:
+def guidance_prompts(config: DecodingConfig, batch: int) -> list[Tensor]:
     rows = _rows(config.guidance_prompt_ids)
     if len(rows) not in (1, batch):
         raise ConfigError(f"guidance_prompt_ids: {len(rows)} prompts for {batch} sequences; give one, or one for each")

@@ -18,18 +18,24 @@ class Step:
     share: float
     last: bool
 
+    @property
+    def places(self) -> slice:
+        return slice(self.start, self.stop)
+
     def count(self, masks: int) -> int:
         """Tokens to fix of `masks` in the block: cut in float32 as released, at least 1."""
         return max(masks if self.last else int(np.float32(masks) * np.float32(self.share)), 1)
 
 
 def plan(length: int, masks: int, steps: int, eps: float = 1e-3, block_length: int | None = None,
-         fewest: int = 0) -> list[Step]:
+         fewest: int = 0, schedule: str = "linear") -> list[Step]:
     """All steps of one answer of `length` tokens, of which `masks` are undecided at the start.
 
     Time runs in equal strides from 1 to `eps` within each block; a stride from t to s fixes the share 1 - s/t of what
     is left, so about equally many tokens in each step. Blocks get their proportional part of `steps`, cut in float32
     as released, but at least `fewest`: 0 leaves a block masked. As many blocks are visited as `masks` fill.
+    `schedule` "cosine": time is the cosine of a quarter turn in equal strides (MaskGIT), so that few tokens are fixed
+    while little is known, and many at the end.
     """
     block = length if block_length is None else block_length
     steps = min(steps, length)
@@ -38,6 +44,8 @@ def plan(length: int, masks: int, steps: int, eps: float = 1e-3, block_length: i
         stop = min(start + block, length)
         here = max(fewest, int(np.float32(max(stop - start, 0)) / np.float32(length) * np.float32(steps)))
         times = torch.linspace(1, eps, here + 1)
+        if schedule == "cosine":
+            times = eps + (1 - eps) * (torch.linspace(0, 1, here + 1) * torch.pi / 2).cos()
         shares = (1 - times[1:] / times[:-1]).tolist()
         result += [Step(start, stop, share, i == here - 1) for i, share in enumerate(shares)]
     return result

@@ -36,8 +36,13 @@ class DecodingConfig:
     block_length: int | None = None  # decode block after block, left to right; None: all at once
     allowed_ids: Any = None  # ids for every position, or {modality of a canvas span: ids}
     threshold: float | None = None  # also fix whatever is at least this sure, beyond the schedule
+    entropy_bound: float | None = None  # also fix the surest whose entropies but the largest sum to this many nats
     confidence_temperature: float = 0.0  # noise on the order; 0 = the surest first (released alg_temp)
-    cache: Literal["none"] = "none"
+    schedule: Literal["linear", "cosine"] = "linear"  # tokens per step: equally many, or few at first
+    early_stop: bool = False  # an answer is over when all that is masked lies behind an end, or would become pads
+    head: Literal["allowed", "full"] = "allowed"  # score the ids that may occur, or all: the same answer, later
+    cache: Literal["none", "prefix", "dual"] = "none"  # keys and values kept: the prompt's; those of decided tokens too
+    cache_refresh: int = 4  # steps from one full pass to the next; 1: every pass is full, and nothing approximate
     seed: int = 0  # sequence i of a batch draws from seed + i
 
     def __post_init__(self) -> None:
@@ -63,8 +68,15 @@ class DecodingConfig:
                "at least 1, or None")
         _check("threshold", self.threshold is None or self.algorithm != "random", self.threshold,
                "None with the random algorithm, which has no order")
+        _check("entropy_bound", self.entropy_bound is None or (self.entropy_bound >= 0 and self.algorithm != "random"),
+               self.entropy_bound, "at least 0, or None; None with the random algorithm, which has no order")
         _check("confidence_temperature", self.confidence_temperature >= 0, self.confidence_temperature, "at least 0")
-        _check("cache", self.cache == "none", self.cache, "'none', the only one there is")
+        _check("schedule", self.schedule in ("linear", "cosine"), self.schedule, "'linear' or 'cosine'")
+        _check("early_stop", isinstance(self.early_stop, bool), self.early_stop, "True or False")
+        _check("head", self.head in ("allowed", "full"), self.head, "'allowed' or 'full'")
+        _check("cache", self.cache == "none" or (self.cache in ("prefix", "dual") and self.algorithm != "random"),
+               self.cache, "'none', 'prefix' or 'dual'; 'none' with the random algorithm, which scores what it draws")
+        _check("cache_refresh", self.cache_refresh >= 1, self.cache_refresh, "at least 1")
 
     def replace(self, **changes: Any) -> DecodingConfig:
         """A copy with some fields changed; an unknown field is a `ConfigError` that names it."""

@@ -31,6 +31,25 @@ class TraceStep:
     confidence: np.ndarray
 
 
+class Trace(Sequence[TraceStep]):
+    """The steps of one answer, made when they are looked at."""
+
+    def __init__(self, result: DecodeResult, row: int) -> None:
+        self.history, self.row, n = result.history, row, result.lengths[row]
+        self.decided, self.confidence = result.decided[row, :n].numpy(), result.confidence[row, :n].numpy()
+
+    def __len__(self) -> int:
+        return len(self.history)
+
+    def __getitem__(self, step: int | slice) -> TraceStep | list[TraceStep]:
+        numbers = range(len(self))[step]
+        return self._step(numbers) if isinstance(numbers, int) else [self._step(n) for n in numbers]
+
+    def _step(self, number: int) -> TraceStep:
+        ids = self.history[number][self.row, :len(self.decided)].numpy()
+        return TraceStep(ids, self.decided == number, self.confidence)
+
+
 @dataclass
 class Answer:
     """One answer; a modality that was not asked for, or did not come out, is None."""
@@ -39,7 +58,7 @@ class Answer:
     speech: Waveform | None = None
     image: PIL.Image.Image | None = None
     ids: np.ndarray = field(default_factory=lambda: np.zeros(0, int), repr=False)
-    trace: list[TraceStep] = field(default_factory=list, repr=False)
+    trace: Sequence[TraceStep] = field(default_factory=list, repr=False)
 
     def save(self, folder: str | Path) -> list[str]:
         """Write answer.txt, answer.wav, answer.png into `folder`; returns a line about each."""
@@ -69,7 +88,7 @@ def read_answer(result: DecodeResult, row: int, side: int, tokenizers: Tokenizer
     n = result.lengths[row]
     ids = result.ids[row, :n].tolist()
     text, speech, image = read_tokens(tokenizers.vocabulary, ids, released)
-    answer = Answer(ids=np.array(ids), trace=_trace(result, row, n))
+    answer = Answer(ids=np.array(ids), trace=Trace(result, row))
     if "text" in outputs:
         answer.text = decode_text(tokenizers.text, text)
     if "speech" in outputs and speech:
@@ -79,11 +98,3 @@ def read_answer(result: DecodeResult, row: int, side: int, tokenizers: Tokenizer
         device = next(tokenizers.image.parameters()).device
         answer.image = to_image(tokenizers.image.decode(codes.to(device))[0])
     return answer
-
-
-def _trace(result: DecodeResult, row: int, n: int) -> list[TraceStep]:
-    steps = []
-    for number, canvas in enumerate(result.history):
-        decided = result.decided[row, :n].cpu().numpy() == number
-        steps.append(TraceStep(canvas[row, :n].cpu().numpy(), decided, result.confidence[row, :n].cpu().numpy()))
-    return steps

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -49,6 +48,7 @@ class OmniDiffusion:
                                   f"{tokenizers.vocabulary.size}: they are of different systems")
         self.denoiser, self.tokenizers, self.settings = denoiser.eval(), tokenizers, settings
         self.chat = ChatEncoder(tokenizers.vocabulary, tokenizers.text)
+        self.decoder = decode  # or `diffusion.plain.decode_plain`, to measure against
 
     @classmethod
     def from_pretrained(cls, where: str | Path, device: str | torch.device | None = None, device_map: Any = None,
@@ -150,9 +150,9 @@ class OmniDiffusion:
                 seeds: list[int]) -> DecodeResult:
         ids = [torch.tensor(p, device=self.device) for p, _ in prompts]
         embeds = [self.denoiser.embed(i[None], f[None].to(self.device))[0] for i, (_, f) in zip(ids, prompts)]
-        vocabulary = self.tokenizers.vocabulary
-        run = partial(decode_autoregressive, ends=(vocabulary.im_end,)) if self.denoiser.config.is_causal else decode
-        return run(self.denoiser, ids, config, prompt_embeds=embeds, canvas=canvases, seeds=seeds)
+        v, causal = self.tokenizers.vocabulary, self.denoiser.config.is_causal
+        run, ends = (decode_autoregressive, (v.im_end,)) if causal else (self.decoder, (v.im_end, v.end_of_audio))
+        return run(self.denoiser, ids, config, prompt_embeds=embeds, canvas=canvases, seeds=seeds, ends=ends)
 
     # --- from media to a prompt ---------------------------------------------------------------------------------------
 

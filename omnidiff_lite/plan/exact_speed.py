@@ -1,0 +1,77 @@
+"""The fast decoder against the plain one, in one run: how much sooner the same answer comes.
+
+    exact_speed(176264, 256)        # ratio: how many times as fast
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+from omnidiff_lite.backbone import Denoiser, DenoiserConfig
+from omnidiff_lite.config import DenoiserSize
+from omnidiff_lite.diffusion.canvas import Canvas, answer_canvas
+from omnidiff_lite.diffusion.decoding import DecodingConfig, decode
+from omnidiff_lite.diffusion.plain import decode_plain
+from omnidiff_lite.measure import seconds_of
+from omnidiff_lite.vocabulary import Vocabulary
+
+PROMPT = 30  # tokens
+SMALL = DenoiserSize(hidden_size=256, intermediate_size=768, layers=6, heads=4, kv_heads=2, rope_theta=1e4)
+SHARES = {"speech": 16384 / 176264, "image": 8192 / 176264}  # of the released vocabulary
+
+
+@dataclass
+class ExactSpeed:
+    """Seconds of each repeat of one answer, and whether all `same` canvases came out."""
+
+    plain: list[float]
+    fast: list[float]
+    same: bool
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast: of the medians."""
+        return median(self.plain) / median(self.fast)
+
+
+def exact_speed(ids: int, masks: int, device: str | torch.device = "cpu", steps: int = 4, repeats: int = 3,
+                limited: bool = True, size: DenoiserSize = SMALL, seed: int = 0) -> ExactSpeed:
+    """A picture of `masks` tokens from random weights of `size` over about `ids` ids, in `steps` steps (None: all).
+
+    Settings are the paper's (temperature, top-p, repetition and position penalty). `limited`: the canvas says which ids
+    a picture can hold, a 21st of all as released; else any may come. Both decoders take turns, so that a machine that
+    is slow for a while is slow for both; a first turn of each is not counted.
+    """
+    model = random_denoiser(ids, size, seed).to(device)
+    v = vocabulary(ids)
+    canvas = answer_canvas(v, ["image"], {"image": masks})
+    if not limited:
+        canvas = Canvas(canvas.ids)
+    prompt = torch.randint(v.text, (PROMPT,), generator=torch.Generator().manual_seed(seed))
+    config = DecodingConfig.paper("t2i", v).replace(length=None, steps=steps, seed=seed)
+    seconds: dict[str, list[float]] = {"plain": [], "fast": []}
+    found = {}
+    for _ in range(repeats + 1):
+        for name, decoder in (("plain", decode_plain), ("fast", decode)):
+            def work(name: str = name, decoder=decoder) -> None:
+                found[name] = decoder(model, prompt, config, canvas=canvas)
+            seconds[name] += seconds_of(work, torch.device(device))
+    same = [torch.equal(a, b) for a, b in zip(found["plain"].history, found["fast"].history, strict=True)]
+    return ExactSpeed(seconds["plain"][1:], seconds["fast"][1:], all(same))
+
+
+def vocabulary(ids: int) -> Vocabulary:
+    """About `ids` ids, in the released proportions of text, speech and image."""
+    speech, image = (round(ids * SHARES[name]) for name in ("speech", "image"))
+    return Vocabulary.small(text=ids - speech - image, speech_codes=speech, image_codes=image)
+
+
+def random_denoiser(ids: int, size: DenoiserSize = SMALL, seed: int = 0) -> Denoiser:
+    """Random weights, drawn wide so that no decision hangs on rounding."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = DenoiserConfig.from_size(size, vocabulary(ids), speech_dim=8, initializer_range=0.1)
+        return Denoiser(config).eval().requires_grad_(False)
