@@ -91,12 +91,12 @@ class DenoiserConfig(Qwen2Config):
     def from_size(cls, size: DenoiserSize, vocabulary: Vocabulary, speech_dim: int = 512,
                   **fields: Any) -> DenoiserConfig:
         """The configuration of one preset: its size, its id space and its speech encoder's width."""
-        starts = [vocabulary.speech_range.start, vocabulary.image_range.start] if size.output_heads == "modality" else None
+        starts = [span.start for span in (vocabulary.speech_range, vocabulary.image_range)]
         return cls(vocab_size=vocabulary.size, hidden_size=size.hidden_size, intermediate_size=size.intermediate_size,
                    num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=size.kv_heads,
                    rope_theta=size.rope_theta, max_position_embeddings=size.max_positions, speech_dim=speech_dim,
-                   speech_input=size.speech_input, step_embedding=size.step_embedding, head_starts=starts,
-                   **_special_ids(vocabulary), **fields)
+                   speech_input=size.speech_input, step_embedding=size.step_embedding,
+                   head_starts=starts if size.output_heads == "modality" else None, **_special_ids(vocabulary), **fields)
 
     def released_dict(self) -> dict[str, Any]:
         """The same configuration under the released field names. `ConfigError` for what the release cannot hold."""

@@ -86,7 +86,8 @@ def test_the_gradient_of_a_step_is_that_of_its_weighted_loss(tmp_path, weight):
         mask, factor = choose_scored(row, config, model.config, seed), time_weights(row, config, model.config, seed)
         losses = AnswerLoss(model, "fp32")(collate([row], [mask], tasks, model.config))
         weights = factor[torch.from_numpy(row.labels) != IGNORE][mask[torch.from_numpy(row.labels) != IGNORE]]
-        total, tokens = total + (losses * weights).sum(), tokens + (mask if weight == "plain" else row.labels >= 0).sum()
+        total += (losses * weights).sum()
+        tokens += (mask if weight == "plain" else row.labels >= 0).sum()
     (total / tokens).backward()
     norm = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm().item()
     assert log["gradient_norm"].iloc[0] == pytest.approx(norm, rel=1e-4)
@@ -223,7 +224,7 @@ def test_decoding_tells_the_share_that_is_masked_as_training_does():
     rows = collate([row], [torch.from_numpy(row.labels >= 0)], ["text_qa"], model.config)
     logits = model(rows.input_ids, masked_share=rows.masked_share).logits[0]
     assert torch.equal(answer, logits[2:6].argmax(-1))
-    assert not torch.equal(answer, model(rows.input_ids).logits[0, 2:6].argmax(-1)), "the share makes no difference here"
+    assert not torch.equal(answer, model(rows.input_ids).logits[0, 2:6].argmax(-1)), "the share says nothing"
 
 
 @each_variant
@@ -231,7 +232,8 @@ def test_decoding_tells_the_share_that_is_masked_as_training_does():
 def test_a_batch_decodes_as_one_by_one(switches, guided):
     model, generator = decided(switches), torch.Generator().manual_seed(7)
     questions = [torch.randint(toys.WORDS, (n,), generator=generator) for n in (9, 3, 6)]
-    config = DecodingConfig(seed=5, steps=5, **({"guidance_scale": 2.0, "guidance_prompt_ids": [1, 2]} if guided else {}))
+    config = DecodingConfig(seed=5, steps=5)
+    config = config.replace(guidance_scale=2.0, guidance_prompt_ids=[1, 2]) if guided else config
     together = decode(model, questions, config, lengths=[7, 12, 10])
     for i, (question, length) in enumerate(zip(questions, (7, 12, 10))):
         alone = decode(model, question, config.replace(seed=5 + i), lengths=length)
@@ -277,11 +279,12 @@ def test_packed_rows_train_as_one_by_one(switches):
     (STEP, {"loss_weight": "bound", "schedule": "cosine"})], ids=str)
 def test_stop_and_resume_equals_a_straight_run(tmp_path, switches, settings):
     preset = toys.preset(**{f"training__{key}": value for key, value in settings.items()})
-    whole, start = run(tmp_path / "whole", preset=preset, model=switched(switches=switches)), switched(switches=switches)
+    whole = run(tmp_path / "whole", preset=preset, model=switched(switches=switches))
     run(tmp_path / "parts", preset=preset, model=switched(switches=switches), stop_after=3)
     assert_same(run(tmp_path / "parts", preset=preset, model=switched(switches=switches)), whole)
-    new = [name for name in start.state_dict() if name.startswith(("step_embedding", "lm_head.adapters"))]
-    assert all(not torch.equal(whole[1].state_dict()[name], start.state_dict()[name]) for name in new), "they train"
+    start, end = switched(switches=switches).state_dict(), whole[1].state_dict()
+    new = [name for name in start if name.startswith(("step_embedding", "lm_head.adapters"))]
+    assert all(not torch.equal(end[name], start[name]) for name in new), "they train"
 
 
 def test_a_switch_makes_another_run(tmp_path):

@@ -66,9 +66,9 @@ def encode_samples(samples: Sequence[Sample], tokenizers: Tokenizers, image_size
     """Load and tokenize the media of samples, then their messages.
 
     `image_sizes`: pixels of a picture in a user turn, and in any other (dataset_qwen2.py:748-777: 512 and 256).
-    Speech in an assistant turn becomes codes, in any other frames, or codes with `speech_input` "discrete". `root`: where
-    relative paths begin. `cache_dir`: keeps what was drawn and spoken. `workers`: processes that do it. `draw_size`:
-    pixels of a drawn picture.
+    Speech in an assistant turn becomes codes, in any other frames, or codes with `speech_input` "discrete". `root`:
+    where relative paths begin. `cache_dir`: keeps what was drawn and spoken. `workers`: processes that do it.
+    `draw_size`: pixels of a drawn picture.
     Raises `EncodingError` naming the first sample that fails.
     """
     uses = []

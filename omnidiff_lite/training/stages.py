@@ -58,8 +58,8 @@ def run_stage(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser
     `training.processes` of them share each step's rows. `datasets`: training samples by task in place of the embedded
     world's, and `held_out` those to validate on (none: no validation). Under `out_dir`: denoiser/, log.csv, data.csv,
     validation.csv, tensorboard/, checkpoints/. The rest as in `train_stage`.
-    Raises `TrainingError` for a missing `init`, one that the preset's switches do not fit, data that they do not fit, or
-    a task without a number of samples.
+    Raises `TrainingError` for a missing `init`, one or data that the preset's switches do not fit, or a task without a
+    number of samples.
     """
     mix = stage_config(preset, stage).mix
     denoiser = _start(preset, stage, tokenizers, init, seed, causal)
@@ -102,8 +102,8 @@ def _start(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser | 
     if init is None or init == SCRATCH:
         if stage > 1 and init is None:
             raise TrainingError(f"stage {stage} starts from the denoiser of stage {stage - 1}: give it, or the folder "
-                                f"stage{stage - 1}/denoiser where run_stage saved it, as init; or {SCRATCH!r} for fresh "
-                                "weights")
+                                f"stage{stage - 1}/denoiser where run_stage saved it, as init; or {SCRATCH!r} for "
+                                "fresh weights")
         return new_denoiser(preset, tokenizers, seed, is_causal=causal)
     denoiser = init if isinstance(init, Denoiser) else Denoiser.from_pretrained(init)
     if causal and not denoiser.config.is_causal:
