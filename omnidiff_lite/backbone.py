@@ -95,8 +95,8 @@ class DenoiserConfig(Qwen2Config):
         return cls(vocab_size=vocabulary.size, hidden_size=size.hidden_size, intermediate_size=size.intermediate_size,
                    num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=size.kv_heads,
                    rope_theta=size.rope_theta, max_position_embeddings=size.max_positions, speech_dim=speech_dim,
-                   speech_input=size.speech_input, step_embedding=size.step_embedding,
-                   head_starts=starts if size.output_heads == "modality" else None, **_special_ids(vocabulary), **fields)
+                   speech_input=size.speech_input, step_embedding=size.step_embedding, **_special_ids(vocabulary),
+                   head_starts=starts if size.output_heads == "modality" else None, **fields)
 
     def released_dict(self) -> dict[str, Any]:
         """The same configuration under the released field names. `ConfigError` for what the release cannot hold."""
