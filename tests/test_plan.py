@@ -27,6 +27,7 @@ VOCABULARY = Vocabulary.small(text=200, speech_codes=400, image_codes=400)
 # (size, rows, length): narrow and short, middle, wide and long
 SIZES = [(DenoiserSize(64, 192, 2, 4, 2, 1e4, 512), 2, 64), (DenoiserSize(128, 384, 4, 4, 2, 1e4, 512), 2, 128),
          (DenoiserSize(192, 768, 6, 6, 2, 1e4, 512), 1, 256)]
+SWITCHED = DenoiserSize(64, 192, 2, 4, 2, 1e4, 512, step_embedding=True, output_heads="modality")
 FULL = denoiser_config(load_preset("full"))
 LENGTH, SCORED = 3072, 2500
 
@@ -43,7 +44,9 @@ def case(size: DenoiserSize, rows: int, length: int, numbers: str = "fp32", reco
     ids = torch.randint(0, 200, (rows, length))
     targets = torch.where(torch.arange(length) % 2 == 0, IGNORE, ids)
     positions = torch.arange(length).expand(rows, -1)
-    batch = Batch(ids, targets, positions // (length // 4), positions, torch.zeros(rows, length, 16), ids, torch.ones(rows, length))
+    ones = torch.ones(rows, length)
+    batch = Batch(ids, targets, positions // (length // 4), positions, torch.zeros(rows, length, 16), ids, ones, ones,
+                  ones)
     return AnswerLoss(denoiser, "fp32" if numbers == "fp32" else "bf16"), batch, int((targets[:, 1:] != IGNORE).sum())
 
 
@@ -88,7 +91,7 @@ def test_full_has_the_released_parameters():
     assert denoiser_parameters(FULL).total == language.parameters + adapter.parameters
 
 
-@pytest.mark.parametrize("size, rows, length", SIZES)
+@pytest.mark.parametrize("size, rows, length", [*SIZES, (SWITCHED, 1, 64)])
 def test_parameters_by_arithmetic_are_those_of_the_module(size, rows, length):
     module, _, _ = case(size, rows, length)
     count = denoiser_parameters(module.denoiser.config)
@@ -196,6 +199,8 @@ def test_sample_tokens_follow_the_released_sizes_and_rates():
     assert sample_tokens("t2i", full).answer == 256 + 2 + 2
     asr, tts = sample_tokens("asr", full, clip_seconds=6.0), sample_tokens("tts", full, clip_seconds=8.0)
     assert asr.frames == pytest.approx(100 + 4) and tts.answer == 100 + 2 + 2
+    discrete = sample_tokens("asr", load_preset("full", {"denoiser.speech_input": "discrete"}), clip_seconds=6.0)
+    assert discrete.frames == 0 and discrete.prompt == asr.prompt + 75
     assert total_tokens(TABLE_4, full).seconds > 6462 * 3600
 
 

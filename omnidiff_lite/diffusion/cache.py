@@ -81,7 +81,8 @@ class CachedLayout(Layout):
     def _full(self) -> Tensor:
         self.cache.columns = None
         return self.model(inputs_embeds=self.embeds, hidden_only=True, segment_ids=self.segments,
-                          position_ids=self.positions, past_key_values=self.cache).hidden
+                          position_ids=self.positions, past_key_values=self.cache,
+                          masked_share=self.masked_share()).hidden
 
     def _part(self, row: Tensor, column: Tensor, own: Tensor) -> Tensor:
         """Hidden states [R,Q,H] at the columns that have to be run; `slot` [R,L] tells where each one is."""
@@ -97,7 +98,8 @@ class CachedLayout(Layout):
             visible = self.inside.to(columns.device)[:, None, None].expand(-1, 1, columns.shape[1], -1)
         return self.model(inputs_embeds=self.embeds.gather(1, columns[..., None].expand(-1, -1, self.embeds.shape[2])),
                           position_ids=columns if self.positions is None else self.positions.gather(1, columns),
-                          attention_mask=visible, past_key_values=self.cache, hidden_only=True).hidden
+                          attention_mask=visible, past_key_values=self.cache, hidden_only=True,
+                          masked_share=self.masked_share().gather(1, columns)).hidden
 
 
 def padded(wanted: Tensor) -> Tensor:

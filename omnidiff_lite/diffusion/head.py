@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from omnidiff_lite.backbone import Denoiser
@@ -62,15 +62,16 @@ class Head:
         return head, None if head.table is None else head.table[group]
 
     def _make(self, groups: list[int]) -> LocalHead:
-        rows, weight = self.table[groups], self.model.lm_head.weight
+        rows, head = self.table[groups], self.model.lm_head
+        one = isinstance(head, nn.Linear)  # heads by modality are no one matrix
         ids = rows.any(0).nonzero().flatten()
         first, last, count = int(ids[0]), int(ids[-1]), len(ids)
         run = last - first + 1 == count  # a view, no copy
-        if self.full or weight.is_meta or not (run or count <= MOST * self.table.shape[1]):
+        if self.full or not one or head.weight.is_meta or not (run or count <= MOST * self.table.shape[1]):
             return LocalHead(table=None if rows.all() else self.table)
         inverse = torch.full((self.table.shape[1],), -1)
         inverse[ids] = torch.arange(count)
-        return LocalHead(ids, weight[first:last + 1] if run else weight[ids.to(weight.device)],
+        return LocalHead(ids, head.weight[first:last + 1] if run else head.weight[ids.to(head.weight.device)],
                          None if rows[:, ids].all() else self.table[:, ids], inverse)
 
     def logits(self, hidden: Tensor, head: LocalHead) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omnidiff_lite.adapters import NO_ANSWER
 from omnidiff_lite.backbone import PADDING, Denoiser
 from omnidiff_lite.config import ConfigError
 from omnidiff_lite.diffusion.settings import DecodingConfig
@@ -39,6 +40,7 @@ class Layout:
         for row, prompt in enumerate(rows):
             self.embeds[row, first[row]:starts[row]] = prompt
         self.first, self.starts, self.inside = first, starts, inside
+        self.masked = torch.zeros_like(inside)  # answer places that are undecided
         self.rows = self.compact = torch.arange(len(rows))  # rows still run; and where among them each row is
         self.segments = None if inside.all() else torch.where(inside, 0, PADDING).to(device)
         self.positions = None if inside.all() else (column - first[:, None]).clamp_min(0).to(device)
@@ -56,6 +58,7 @@ class Layout:
         embedded = self.model.embed(ids.to(self.embeds.device)).to(self.embeds.dtype)
         for side in range(1 + self.guided):
             row = sequence + side * self.batch
+            self.masked[row, self.starts[row] + place] = ids == self.model.config.mask_token_id
             self._put(self.compact[row], self.starts[row] + place, embedded)
 
     def _put(self, row: Tensor, column: Tensor, embedded: Tensor) -> None:
@@ -86,7 +89,14 @@ class Layout:
     def _run(self, row: Tensor, column: Tensor, own: Tensor) -> Tensor:
         """Hidden states [M,H] at `row`, `column` [M] of what is laid out; `own` [M]: where the predicted tokens lie."""
         return self.model(inputs_embeds=self.embeds, hidden_only=True, segment_ids=self.segments,
-                          position_ids=self.positions).hidden[row, column]
+                          position_ids=self.positions, masked_share=self.masked_share()).hidden[row, column]
+
+    def masked_share(self) -> Tensor:
+        """Of the answer of each row still run the share that is masked, at its columns, and -1 elsewhere: [R,L]."""
+        lengths, column = self.valid.sum(1).repeat(1 + self.guided)[:, None], torch.arange(self.masked.shape[1])
+        own = (column >= self.starts[:, None]) & (column < self.starts[:, None] + lengths)
+        shares = self.masked.sum(1, keepdim=True) / lengths
+        return torch.where(own, shares, NO_ANSWER)[self.rows].to(self.embeds.device)
 
 
 def embed_prompts(model: Denoiser, ids: Any, embeds: Any) -> list[Tensor]:

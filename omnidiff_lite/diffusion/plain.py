@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omnidiff_lite.adapters import NO_ANSWER
 from omnidiff_lite.backbone import Denoiser
 from omnidiff_lite.config import ConfigError
 from omnidiff_lite.diffusion.allowed import allowed_table
@@ -85,21 +86,28 @@ def _logits(model: Denoiser, config: DecodingConfig, prompt: Tensor, blank: Tens
     """Logits [N,V] of the answer `x` [N], of all positions and ids, guided and shifted; on the CPU or the GPU."""
     answer = model.embed(x.to(model.device)).to(prompt.dtype)
     whole = torch.cat([prompt, answer])
-    logits = model(inputs_embeds=whole[None]).logits[0]
+    logits = _scored(model, whole, len(prompt), x)
     if blank is None:
         return _shifted(logits, len(prompt), len(x))
     other = torch.cat([blank, answer])
     if config.guidance_alignment == "aligned":
         sides = [_shifted(logits, len(prompt), len(x)),
-                 _shifted(model(inputs_embeds=other[None]).logits[0], len(blank), len(x))]
+                 _shifted(_scored(model, other, len(blank), x), len(blank), len(x))]
         return sides[1] + config.guidance_scale * (sides[0] - sides[1])
     if len(blank) > len(prompt):
         raise ConfigError(f"released guidance needs a prompt at least as long as the unconditional one "
                           f"({len(prompt)} < {len(blank)} tokens); use guidance_alignment='aligned'")
     zeros = other.new_zeros(len(whole) - len(other), other.shape[1])  # at the end, seen by all
     filled = torch.cat([other, zeros])
-    unconditional = model(inputs_embeds=filled[None]).logits[0]
+    unconditional = _scored(model, filled, len(blank), x)
     return _shifted(unconditional + (config.guidance_scale + 1) * (logits - unconditional), len(prompt), len(x))
+
+
+def _scored(model: Denoiser, embeds: Tensor, prompt: int, x: Tensor) -> Tensor:
+    """Logits [L,V] of `embeds` [L,H], where the answer `x` follows `prompt` tokens and is masked to some share."""
+    share = torch.full((1, len(embeds)), NO_ANSWER, device=model.device)
+    share[0, prompt:prompt + len(x)] = (x == model.config.mask_token_id).sum() / len(x)
+    return model(inputs_embeds=embeds[None], masked_share=share).logits[0]
 
 
 def _shifted(logits: Tensor, prompt: int, length: int) -> Tensor:
