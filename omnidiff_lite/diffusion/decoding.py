@@ -162,7 +162,7 @@ class _Decoder:
             tokens = filters.draw(probabilities, self._uniform(sequence).to(logits.device))
         else:
             tokens = probabilities.argmax(-1)
-        return tokens.cpu(), filters.confidence(probabilities, tokens, config.algorithm).cpu()
+        return tokens.cpu(), filters.confidence(probabilities, tokens, config.algorithm, position).cpu()
 
     def _position_penalty(self, logits: Tensor, sequence: Tensor, position: Tensor) -> Tensor:
         config, device = self.config, logits.device

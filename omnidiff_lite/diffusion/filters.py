@@ -6,6 +6,7 @@ All work on rows [M,V], one for each masked position of a batch, and are applied
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -99,15 +100,45 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     return torch.where(empty, probabilities.argmax(-1), token)
 
 
-def confidence(probabilities: Tensor, tokens: Tensor, algorithm: str) -> Tensor:
-    """How sure each row is, higher = surer, [M]; of the filtered and penalised distribution.
+# --- the order of decoding --------------------------------------------------------------------------------------------
 
-    "confidence" (and "random"): the candidate's probability. "margin": first minus second. "entropy": minus the
-    entropy, sum p log p (equation 2).
+Order = Callable[[Tensor, Tensor, Tensor], Tensor]
+ORDERS: dict[str, Order] = {}
+
+
+def order(name: str) -> Callable[[Order], Order]:
+    """Register an order of decoding: `DecodingConfig(algorithm=name)` then decodes by it.
+
+    The decorated function says how sure each masked position is, higher = decided earlier, [M]: from its filtered and
+    penalised distribution [M,V], its candidate [M] and its place in the answer [M].
     """
-    if algorithm == "margin":
-        first, second = probabilities.topk(2, dim=-1).values.unbind(-1)
-        return first - second
-    if algorithm == "entropy":
-        return (probabilities * (probabilities + 1e-10).log()).sum(-1)
+    def register(function: Order) -> Order:
+        ORDERS[name] = function
+        return function
+    return register
+
+
+@order("random")  # the decoder itself draws who comes next
+@order("confidence")
+def likeliest(probabilities: Tensor, tokens: Tensor, position: Tensor) -> Tensor:
+    """The candidate's probability."""
     return probabilities.gather(-1, tokens[:, None]).squeeze(-1)
+
+
+@order("margin")
+def margin(probabilities: Tensor, tokens: Tensor, position: Tensor) -> Tensor:
+    """The first probability minus the second."""
+    first, second = probabilities.topk(2, dim=-1).values.unbind(-1)
+    return first - second
+
+
+@order("entropy")
+def negative_entropy(probabilities: Tensor, tokens: Tensor, position: Tensor) -> Tensor:
+    """Minus the entropy, sum p log p (equation 2)."""
+    return (probabilities * (probabilities + 1e-10).log()).sum(-1)
+
+
+def confidence(probabilities: Tensor, tokens: Tensor, algorithm: str, position: Tensor | None = None) -> Tensor:
+    """How sure each row is by the order `algorithm`, [M]; `position` [M]: its place in the answer (default: in turn)."""
+    position = torch.arange(len(tokens)) if position is None else position
+    return ORDERS[algorithm](probabilities, tokens, position.to(tokens.device))

@@ -1,0 +1,49 @@
+"""The command that runs a declared study."""
+
+from __future__ import annotations
+
+import argparse
+
+from omnidiff_lite.cli_registry import arguments, command, overrides, preset_arguments
+
+
+def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", nargs="?", help="a .yaml file, or the name of a study in the package")
+    preset_arguments(parser)
+    parser.add_argument("--seeds", type=int, help="how many (default: the study's)")
+    parser.add_argument("--seed", type=int, default=0, help="the first of them")
+    parser.add_argument("--list", action="store_true", help="name the studies in the package, and end")
+
+
+@command("ablate", "Run a declared study: a base, variants, seeds; resumes where it stopped.",
+         "omnidiff ablate steps_picture --preset cpu")
+@arguments(_ablate_arguments)
+def _ablate(options: argparse.Namespace) -> None:
+    from omnidiff_lite.ablation.study import read_study, shipped_studies, with_seeds
+
+    if options.list or options.study is None:
+        for name in shipped_studies():
+            study = read_study(name)
+            print(f"{name:24} {study.kind:9} {study.question}")
+        return
+    _run(with_seeds(read_study(options.study), options.seeds), options)
+
+
+def _run(study: object, options: argparse.Namespace) -> None:
+    import time
+
+    from omnidiff_lite.ablation.results import effect_lines, study_records
+    from omnidiff_lite.ablation.runner import run_study
+    from omnidiff_lite.artifacts import Artifacts
+    from omnidiff_lite.config import load_preset
+    from omnidiff_lite.evaluation.records import with_provenance, write_records
+    from omnidiff_lite.provenance import provenance
+
+    started, changes = time.time(), overrides(options)
+    preset = load_preset(options.preset, changes)
+    artifacts = Artifacts.of(preset.name)
+    outcome = run_study(study, options.preset, changes, artifacts, options.seed)
+    origin = provenance(preset, options.seed, started, overrides=changes, **outcome.origin)
+    records = with_provenance(study_records(outcome, preset.evaluation.bootstrap), origin)
+    print(effect_lines(records).to_string(index=False))
+    print(write_records(artifacts.metrics / f"ablation_{study.name}.json", records))
