@@ -1,8 +1,7 @@
 """The denoiser: a bidirectional Qwen2-style transformer with a speech adapter (section 3.2 of the paper).
 
-It is transformers' own Qwen2 with `is_causal=False`, under the parameter names of the released checkpoint. There is
-no time-step embedding: how noisy a sequence is can be read off its mask tokens. `is_causal=True` makes the same
-class the autoregressive twin.
+It is transformers' own Qwen2 with `is_causal=False`, under the parameter names of the released checkpoint.
+`is_causal=True` makes the same class the autoregressive twin.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +18,14 @@ from transformers import Cache, Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Model, Qwen2PreTrainedModel
 from transformers.utils import ModelOutput
 
+from omnidiff_lite.adapters import ModalityHeads, SpeechAdapter, StepEmbedding
 from omnidiff_lite.config import ConfigError, DenoiserSize
 from omnidiff_lite.vocabulary import Vocabulary
 from omnidiff_lite.weights import CheckpointError, read_weights, write_json
 
 PADDING = -1  # segment id of positions that nobody sees
 SPEECH_ENCODER = "model.audio_model."  # the released file's frozen speech encoder: `tokenizers.speech_encoder` loads it
+DRAWN = ("audio_projection", "step_embedding")  # parts of names that no language model has
 RELEASED_TYPES = ("Dream", "qwen2")  # model types whose further keys belong to other software
 
 # Keys that transformers writes into any config.json beside the declared fields.
@@ -54,6 +55,9 @@ class DenoiserConfig(Qwen2Config):
     use_cache: bool = False
     is_causal: bool = False
     speech_dim: int = 512  # width of the speech encoder's frames
+    speech_input: Literal["continuous", "discrete"] = "continuous"  # a user's speech: adapter frames | speech ids
+    step_embedding: bool = False
+    head_starts: list[int] | None = None  # first ids of speech and of image, where each has a head of its own
     pad_token_id: int | None = 151643
     mask_token_id: int = 151666
     begin_of_audio_token_id: int = 151684
@@ -69,6 +73,8 @@ class DenoiserConfig(Qwen2Config):
             close = difflib.get_close_matches(unknown[0], list(self.__dataclass_fields__), n=1)
             raise ConfigError(f"unknown key {unknown[0]!r} in the denoiser's configuration"
                               + (f"; did you mean {close[0]!r}?" if close else ""))
+        if self.step_embedding and self.is_causal:
+            raise ConfigError("step_embedding: a causal denoiser masks nothing, so there is no noise level to embed")
         self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
         super().__post_init__(**{key: value for key, value in kwargs.items() if key in _LIBRARY_KEYS})
 
@@ -85,13 +91,17 @@ class DenoiserConfig(Qwen2Config):
     def from_size(cls, size: DenoiserSize, vocabulary: Vocabulary, speech_dim: int = 512,
                   **fields: Any) -> DenoiserConfig:
         """The configuration of one preset: its size, its id space and its speech encoder's width."""
+        starts = [vocabulary.speech_range.start, vocabulary.image_range.start] if size.output_heads == "modality" else None
         return cls(vocab_size=vocabulary.size, hidden_size=size.hidden_size, intermediate_size=size.intermediate_size,
                    num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=size.kv_heads,
                    rope_theta=size.rope_theta, max_position_embeddings=size.max_positions, speech_dim=speech_dim,
+                   speech_input=size.speech_input, step_embedding=size.step_embedding, head_starts=starts,
                    **_special_ids(vocabulary), **fields)
 
     def released_dict(self) -> dict[str, Any]:
-        """The same configuration under the released field names."""
+        """The same configuration under the released field names. `ConfigError` for what the release cannot hold."""
+        if self.step_embedding or self.head_starts or self.speech_input != "continuous":
+            raise ConfigError("the released layout has no step embedding, heads by modality or discrete speech input")
         names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                  "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "hidden_act",
                  "tie_word_embeddings", "attention_dropout", "initializer_range", "is_causal", "speech_dim",
@@ -106,19 +116,6 @@ def _special_ids(vocabulary: Vocabulary) -> dict[str, int]:
     return {"pad_token_id": vocabulary.pad, "mask_token_id": vocabulary.mask,
             "begin_of_audio_token_id": vocabulary.begin_of_audio,
             "context_of_audio_token_id": vocabulary.context_of_audio}
-
-
-class SpeechAdapter(nn.Module):
-    """Speech frames [.., speech_dim] -> embeddings [.., hidden_size] (resampler_projector.py:12-23)."""
-
-    def __init__(self, config: DenoiserConfig) -> None:
-        super().__init__()
-        self.pre_proj_layernorm = nn.LayerNorm(config.speech_dim)
-        self.mlp = nn.Sequential(nn.Linear(config.speech_dim, config.hidden_size, bias=False), nn.GELU(),
-                                 nn.Linear(config.hidden_size, config.hidden_size, bias=False))
-
-    def forward(self, frames: Tensor) -> Tensor:
-        return self.mlp(self.pre_proj_layernorm(frames.to(self.mlp[0].weight.dtype)))
 
 
 class DenoiserTrunk(Qwen2Model):
@@ -157,6 +154,11 @@ class Denoiser(Qwen2PreTrainedModel):
         self.model = DenoiserTrunk(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+        # Drawn last, so that with and without a switch one seed gives all other weights alike.
+        if config.head_starts:
+            self.lm_head = ModalityHeads(self.lm_head, config)
+        self.step_embedding = StepEmbedding(config) if config.step_embedding else None
+        self.post_init()
 
     def project_speech(self, frames: Tensor) -> Tensor:
         """Speech encoder frames [.., speech_dim] -> embeddings [.., hidden_size]."""
@@ -178,7 +180,7 @@ class Denoiser(Qwen2PreTrainedModel):
                 segment_ids: Tensor | None = None, position_ids: Tensor | None = None,
                 attention_mask: Tensor | None = None, speech_frames: Tensor | None = None,
                 past_key_values: Cache | None = None, logits_positions: Tensor | None = None,
-                hidden_only: bool = False) -> DenoiserOutput:
+                hidden_only: bool = False, masked_share: Tensor | None = None) -> DenoiserOutput:
         """One pass over `input_ids` [B,L] or `inputs_embeds` [B,L,H].
 
         `segment_ids` [B,L]: a token sees exactly its own segment; -1 is padding, seen by nobody (a pad sees itself,
@@ -187,12 +189,16 @@ class Denoiser(Qwen2PreTrainedModel):
         the tail pads are visible, can only be had this way. `position_ids` [B,L] place tokens and do nothing else.
         `logits_positions` bool [B,L]: logits [M,V] there only, in row-major order, as only masked positions are
         ever scored. `hidden_only`: no logits. With `past_key_values` (causal only) the masks span the cached keys.
+        `masked_share` [B,L]: of the answer that a token belongs to, the share that is masked, -1 outside answers; for a
+        step embedding, and read by nothing else.
         Raises `ValueError` when not exactly one of ids and embeddings is given.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, speech_frames)
+        if self.step_embedding is not None and masked_share is not None:
+            inputs_embeds = inputs_embeds + self.step_embedding(masked_share).to(inputs_embeds.dtype)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         if attention_mask is None:
             attention_mask = self._mask(segment_ids, inputs_embeds, past)
@@ -234,10 +240,11 @@ class Denoiser(Qwen2PreTrainedModel):
                             **kwargs: Any) -> Denoiser:
         """Start of training at full size: a text-only Dream or Qwen2 checkpoint, grown to the whole id space.
 
-        The rows of the new ids and the speech adapter are drawn afresh (section 3.2); everything else is loaded.
+        The rows of the new ids, the speech adapter and a step embedding are drawn afresh (section 3.2); everything else
+        is loaded.
         """
         model, info = cls._load(directory, dtype=kwargs.pop("dtype", torch.float32), speech_dim=speech_dim, **kwargs)
-        _refuse(directory, missing=[n for n in info["missing_keys"] if "audio_projection" not in n],
+        _refuse(directory, missing=[n for n in info["missing_keys"] if not any(part in n for part in DRAWN)],
                 unexpected=info["unexpected_keys"], misshapen=[name for name, *_ in info["mismatched_keys"]])
         model.resize_token_embeddings(vocabulary.size, mean_resizing=False)
         for name, token in _special_ids(vocabulary).items():

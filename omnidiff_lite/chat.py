@@ -5,7 +5,8 @@ ChatML turns (facts: tools/inference.py and dataset_qwen2.py of the release):
     <|im_start|>user\\nConvert the speech to text.\\n<|audio|><|im_end|>\\n<|im_start|>assistant\\n ... <|im_end|>\\n
 
 `<|image|>` becomes begin_of_image, codes, end_of_image. `<|audio|>` becomes continuous frames in a user turn
-(begin_of_audio, one context_of_audio a frame, end_of_audio) and discrete codes in an assistant turn.
+(begin_of_audio, one context_of_audio a frame, end_of_audio) and discrete codes in an assistant turn, and in a user turn
+whose recording comes without frames (`denoiser.speech_input` "discrete", which the paper has not).
 """
 
 from __future__ import annotations
@@ -218,8 +219,8 @@ class ChatEncoder:
                 ids += [v.begin_of_image, *v.image_ids(next(pictures)), v.end_of_image]
             elif piece == AUDIO:
                 speech = next(recordings)
-                user = message["role"] != "assistant"
-                body = [v.context_of_audio] * speech.frames if user else v.speech_ids(speech.codes)
+                heard = speech.frames and message["role"] != "assistant"
+                body = [v.context_of_audio] * speech.frames if heard else v.speech_ids(speech.codes)
                 ids += [v.begin_of_audio, *body, v.end_of_audio]
             elif piece:
                 ids += self._text(piece)

@@ -32,7 +32,7 @@ def _data(options: argparse.Namespace) -> None:
 
 def _tokenize_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("jsonl", type=Path, help="samples in the released format: messages, images, audios")
-    parser.add_argument("--preset", default="smoke", help="whose tokenizers and picture sizes (default smoke)")
+    preset_arguments(parser)
     parser.add_argument("--workers", type=int, default=0, help="processes that load media")
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
 
@@ -41,14 +41,14 @@ def _tokenize_arguments(parser: argparse.ArgumentParser) -> None:
          "omnidiff tokenize my_samples/samples.jsonl --out my_samples/encoded.safetensors")
 @arguments(_tokenize_arguments)
 def _tokenize(options: argparse.Namespace) -> None:
-    from omnidiff_lite.config import load_preset
     from omnidiff_lite.data.encode import encode_samples, write_encoded
     from omnidiff_lite.data.jsonl import read_samples
 
-    preset = load_preset(options.preset)
+    preset = load(options)
     samples = read_samples(options.jsonl)
     sizes = preset.image_tokenizer.understanding_size, preset.image_tokenizer.generation_size
-    encoded = encode_samples(samples, _tokenizers(preset), sizes, workers=options.workers, progress=True)
+    encoded = encode_samples(samples, _tokenizers(preset), sizes, workers=options.workers, progress=True,
+                             speech_input=preset.denoiser.speech_input)
     write_encoded(options.out, encoded)
     print(f"{options.out}: {len(encoded)} samples, {sum(len(s.ids) for s in encoded)} tokens")
 
@@ -67,7 +67,8 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     preset_arguments(parser)
     parser.add_argument("--stage", type=int, required=True, choices=(1, 2, 3))
     parser.add_argument("--data", type=Path, nargs="+", help="files of omnidiff tokenize, in place of the world's")
-    parser.add_argument("--init", type=Path, help="denoiser to start from (default: the stage before, as notebooks left it)")
+    parser.add_argument("--init", help="denoiser to start from, or 'scratch': fresh weights at any stage (default: the "
+                        "stage before, as notebooks left it)")
     parser.add_argument("--out", type=Path, help="folder to train in (default: one for each configuration)")
     parser.add_argument("--fresh", action="store_true", help="do not resume what the folder holds")
     parser.add_argument("--seed", type=int, default=0)

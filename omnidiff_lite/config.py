@@ -178,6 +178,9 @@ class DenoiserSize:
     kv_heads: int = 4
     rope_theta: float = 1e6
     max_positions: int = 131072
+    step_embedding: bool = False  # of the share of an answer that is masked; the paper has none
+    output_heads: Literal["shared", "modality"] = "shared"  # modality: a layer of its own before the ids of each
+    speech_input: Literal["continuous", "discrete"] = "continuous"  # a user's speech: encoder frames | speech tokens
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,7 @@ class TrainingConfig:
     max_tail_pads: int = 16
     time: Literal["sequence", "token"] = "sequence"  # paper | released code
     schedule: Literal["linear", "cosine"] = "linear"  # share masked at time t: t (the paper), or sin(pi t / 2), more
+    loss_weight: Literal["plain", "bound"] = "plain"  # of a masked token: 1 (equation 1), or the likelihood bound's 1/t
     optimizer: Literal["adamw", "muon"] = "adamw"  # as in `Budget`
     weight_decay: float = 0.0
     clip: float = 1.0

@@ -43,7 +43,8 @@ def case(size: DenoiserSize, rows: int, length: int, numbers: str = "fp32", reco
     ids = torch.randint(0, 200, (rows, length))
     targets = torch.where(torch.arange(length) % 2 == 0, IGNORE, ids)
     positions = torch.arange(length).expand(rows, -1)
-    batch = Batch(ids, targets, positions // (length // 4), positions, torch.zeros(rows, length, 16), ids, torch.ones(rows, length))
+    ones = torch.ones(rows, length)
+    batch = Batch(ids, targets, positions // (length // 4), positions, torch.zeros(rows, length, 16), ids, ones, ones, ones)
     return AnswerLoss(denoiser, "fp32" if numbers == "fp32" else "bf16"), batch, int((targets[:, 1:] != IGNORE).sum())
 
 

@@ -61,18 +61,20 @@ Encoded = Union[list[int], np.ndarray]  # image or speech codes | frames [k, dim
 
 def encode_samples(samples: Sequence[Sample], tokenizers: Tokenizers, image_sizes: tuple[int, int],
                    root: str | Path | None = None, cache_dir: str | Path | None = None, workers: int = 0,
-                   draw_size: int | None = None, progress: bool = False) -> list[EncodedSample]:
+                   draw_size: int | None = None, progress: bool = False, speech_input: str = "continuous"
+                   ) -> list[EncodedSample]:
     """Load and tokenize the media of samples, then their messages.
 
     `image_sizes`: pixels of a picture in a user turn, and in any other (dataset_qwen2.py:748-777: 512 and 256).
-    Speech in an assistant turn becomes codes, in any other frames. `root`: where relative paths begin. `cache_dir`:
-    keeps what was drawn and spoken. `workers`: processes that do it. `draw_size`: pixels of a drawn picture.
+    Speech in an assistant turn becomes codes, in any other frames, or codes with `speech_input` "discrete". `root`: where
+    relative paths begin. `cache_dir`: keeps what was drawn and spoken. `workers`: processes that do it. `draw_size`:
+    pixels of a drawn picture.
     Raises `EncodingError` naming the first sample that fails.
     """
     uses = []
     for number, sample in enumerate(samples):
         with _naming(number, sample):
-            uses.append(_uses(sample, image_sizes))
+            uses.append(_uses(sample, image_sizes, speech_input))
     encoded = _encode_media(uses, tokenizers, progress, root=root, workers=workers, cache_dir=cache_dir, size=draw_size)
     chat, dim = ChatEncoder(tokenizers.vocabulary, tokenizers.text), tokenizers.speech_encoder.config.dim
     result = []
@@ -86,16 +88,19 @@ def build_dataset(preset: Preset, tokenizers: Tokenizers, task: str, split: str,
                   cache_dir: str | Path, workers: int = 0, progress: bool = False) -> list[EncodedSample]:
     """`n` samples of the embedded world, encoded; read back from `cache_dir` where nothing that decides them changed.
 
-    That is: the world's configuration and source, task, split, n, seed, picture sizes and the tokenizers' weights.
+    That is: the world's configuration and source, task, split, n, seed, picture sizes, the form of a user's speech and
+    the tokenizers' weights.
     """
     from omnidiff_lite.world.dataset import samples
 
     sizes = preset.image_tokenizer.understanding_size, preset.image_tokenizer.generation_size
-    key = _key(preset.world, task, split, n, seed, sizes, tokenizers.fingerprint())
+    speech_input = preset.denoiser.speech_input
+    key = _key(preset.world, task, split, n, seed, sizes, speech_input, tokenizers.fingerprint())
     path = Path(cache_dir) / "encoded" / f"{task}-{split}-{n}-{key}.safetensors"
     if not path.exists():
         write_encoded(path, encode_samples(samples(task, split, n, seed, preset.world), tokenizers, sizes,
-                                           workers=workers, draw_size=preset.world.image_size, progress=progress))
+                                           workers=workers, draw_size=preset.world.image_size, progress=progress,
+                                           speech_input=speech_input))
     return read_encoded(path)
 
 
@@ -139,7 +144,7 @@ def _naming(number: int, sample: Sample) -> Iterator[None]:
         raise EncodingError(f"sample {number} ({sample.task}): {error}") from None
 
 
-def _uses(sample: Sample, image_sizes: tuple[int, int]) -> list[Use]:
+def _uses(sample: Sample, image_sizes: tuple[int, int], speech_input: str) -> list[Use]:
     """What the media of a sample are needed as, images first, each kind in the order of the messages."""
     images = [role for role, content in _turns(sample) for _ in range(content.count(IMAGE))]
     audios = [role for role, content in _turns(sample) for _ in range(content.count(AUDIO))]
@@ -147,7 +152,8 @@ def _uses(sample: Sample, image_sizes: tuple[int, int]) -> list[Use]:
         if len(roles) != len(refs):
             raise ChatError(f"{len(roles)} {token} in the messages but {len(refs)} references")
     return [*(Use("image", ref, image_sizes[role != "user"]) for role, ref in zip(images, sample.images)),
-            *(Use("codes" if role == "assistant" else "frames", ref) for role, ref in zip(audios, sample.audios))]
+            *(Use("codes" if role == "assistant" or speech_input == "discrete" else "frames", ref)
+              for role, ref in zip(audios, sample.audios))]
 
 
 def _turns(sample: Sample) -> list[tuple[str, str]]:

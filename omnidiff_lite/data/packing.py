@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import warnings
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -148,16 +149,28 @@ class PackedStream:
         """What the rows of a step are made of, row after row."""
         return [draw for number in range(step * self.rows, (step + 1) * self.rows) for draw in self._locate(number)]
 
+    def repeats(self, steps: int) -> dict[str, float]:
+        """How often the first `steps` steps show each sample of a task, on average: below 1 where some are not seen."""
+        window, row = self._place(steps * self.rows)
+        drawn = Counter(draw.task for draws in self._window(window)[:row] for draw in draws)
+        return {task: (int(window * WINDOW * share) + drawn[task]) / len(self.data[task])
+                for task, share in self.shares.items()}
+
     def _row(self, number: int) -> PackedRow:
         draws = self._locate(number)
         return pack_row([self.data[d.task][d.index] for d in draws], [d.pads for d in draws], self.length,
                         pad=self.pad, context_of_audio=self.context_of_audio)
 
     def _locate(self, number: int) -> list[Draw]:
+        window, row = self._place(number)
+        return self._window(window)[row]
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """Window of a row, and its number there."""
         while self._rows_until[-1] <= number:
             self._rows_until.append(self._rows_until[-1] + len(self._window(len(self._rows_until) - 1)))
         window = bisect_right(self._rows_until, number) - 1
-        return self._window(window)[number - self._rows_until[window]]
+        return window, number - self._rows_until[window]
 
     def _plan(self, window: int) -> list[list[Draw]]:
         """The rows of one window, as draws."""

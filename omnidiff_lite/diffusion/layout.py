@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omnidiff_lite.adapters import NO_ANSWER
 from omnidiff_lite.backbone import PADDING, Denoiser
 from omnidiff_lite.config import ConfigError
 from omnidiff_lite.diffusion import guidance
@@ -58,7 +59,7 @@ class Layout:
         row, place = self.valid[rows % self.batch].nonzero(as_tuple=True)
         ids = canvas[rows % self.batch][row, place].to(embeds.device)
         embeds[row, self.starts[rows[row]] + place] = self.model.embed(ids).to(embeds.dtype)
-        hidden = self.model(inputs_embeds=embeds, hidden_only=True,
+        hidden = self.model(inputs_embeds=embeds, hidden_only=True, masked_share=self._masked_share(canvas, rows),
                             segment_ids=None if self.segments is None else self.segments[rows],
                             position_ids=None if self.positions is None else self.positions[rows]).hidden
         index = torch.zeros(self.batch, dtype=torch.long)
@@ -68,6 +69,14 @@ class Layout:
             return conditional
         blank = self._read(hidden, index[sequence] + len(active), self.first[sequence + self.batch], position)
         return guidance.combine(conditional, blank, self.config.guidance_scale, self.config.guidance_alignment)
+
+    def _masked_share(self, canvas: Tensor, rows: Tensor) -> Tensor:
+        """Of the answer of each of `rows` [R] the share that is masked, at its columns, and -1 elsewhere: [R,L]."""
+        lengths, answer, starts = self.valid.sum(1), rows % self.batch, self.starts[rows, None]
+        shares = ((canvas == self.model.config.mask_token_id) & self.valid).sum(1) / lengths
+        column = torch.arange(self.embeds.shape[1])
+        own = (column >= starts) & (column < starts + lengths[answer, None])
+        return torch.where(own, shares[answer, None], NO_ANSWER).to(self.embeds.device)
 
     def _read(self, hidden: Tensor, row: Tensor, first: Tensor, position: Tensor) -> Tensor:
         """Shifted: a token is predicted at the position before it; the very first of all, at its own."""

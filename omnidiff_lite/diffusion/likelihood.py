@@ -2,8 +2,9 @@
 
 Draw l uniformly from 1..L, hide l of the answer's L tokens without replacement, and add up the log-probabilities
 of the hidden ones, times L / l. In expectation that is a lower bound of log p(answer | prompt): the mean over all
-orders of decoding one token at a time. Ranking given answers takes it; how the paper scored its multiple-choice
-benchmark is not stated.
+orders of decoding one token at a time. It is the number that training with `loss_weight` "bound" estimates
+(`corruption.bound_weight`), with less noise: a count of masks is drawn in place of a time. Ranking given answers takes
+it; how the paper scored its multiple-choice benchmark is not stated.
 
 An autoregressive denoiser (`is_causal`) hides nothing, and its sum over all L tokens is exact.
 """

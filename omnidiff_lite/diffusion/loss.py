@@ -36,8 +36,8 @@ def masked_cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor | None = N
     """Cross-entropy of the masked answer tokens: logits [B,L,V], labels [B,L] (-100 = not scored), mask [B,L].
 
     "sum" is equation 1, "mean" over the scored tokens is the released code, "none" gives float32 [B,L] with the loss
-    of each token at its own place and 0 elsewhere. Without 1/t weight in all (the paper has none). Rows without any
-    scored token give 0, not NaN.
+    of each token at its own place and 0 elsewhere. Without 1/t weight in all (the paper has none; training can
+    take `corruption.bound_weight`). Rows without any scored token give 0, not NaN.
     """
     positions, targets = scored_positions(labels, mask, shift)
     losses = token_losses(logits[positions], targets)

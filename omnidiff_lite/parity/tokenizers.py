@@ -7,7 +7,8 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from omnidiff_lite.backbone import DenoiserConfig, SpeechAdapter
+from omnidiff_lite.adapters import SpeechAdapter
+from omnidiff_lite.backbone import DenoiserConfig
 from omnidiff_lite.config import (
     FlowConfig, ImageTokenizerConfig, SpeechDecoderConfig, SpeechEncoderConfig, SpeechTokenizerConfig, VocoderConfig)
 from omnidiff_lite.media import Waveform

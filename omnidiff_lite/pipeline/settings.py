@@ -14,12 +14,14 @@ from omnidiff_lite.config import ConfigError
 from omnidiff_lite.diffusion.canvas import Canvas, Span, answer_canvas
 from omnidiff_lite.diffusion.guidance import unconditional_prompt
 from omnidiff_lite.diffusion.settings import DecodingConfig
+from omnidiff_lite.tokenizers.mel import TOKENS_PER_SECOND
 from omnidiff_lite.tokenizers.text import encode_text
 
 if TYPE_CHECKING:
     from omnidiff_lite.data.encode import EncodedSample
     from omnidiff_lite.pipeline.requests import Request
     from omnidiff_lite.tokenizers import Tokenizers
+    from omnidiff_lite.vocabulary import Vocabulary
 
 Decoding = Mapping[str, Any] | str | None  # a style, or fields of DecodingConfig with perhaps "style" among them
 STYLES = ("paper", "released")
@@ -69,7 +71,7 @@ class AnswerLengths:
             asked = [int((s.labels == IGNORE).sum()) - around for s in datasets["tts"]]
             found["speech_per_text"], found["speech_extra"] = _line(asked, datasets["tts"], quantile)
         if datasets.get("asr"):
-            asked = [len(s.frames) for s in datasets["asr"]]
+            asked = [_frames(s, chat.vocabulary) for s in datasets["asr"]]
             found["text_per_speech"], found["text_extra"] = _line(asked, datasets["asr"], quantile)
         return cls(**found)
 
@@ -78,7 +80,13 @@ def _answer(sample: EncodedSample) -> np.ndarray:
     return sample.labels[sample.labels != IGNORE]
 
 
-def _line(asked: list[int], samples: Sequence[EncodedSample], quantile: float) -> tuple[float, int]:
+def _frames(sample: EncodedSample, vocabulary: Vocabulary) -> float:
+    """Frames of a sample's user speech; as many as it would have had where it is written in tokens."""
+    codes = len(vocabulary.codes_of_speech(sample.ids[sample.labels == IGNORE]))
+    return codes / TOKENS_PER_SECOND / FRAME_SECONDS + QUERY_FRAMES if codes else len(sample.frames)
+
+
+def _line(asked: list[float], samples: Sequence[EncodedSample], quantile: float) -> tuple[float, int]:
     """Slope of answer length over input length, and the offset that leaves 1 - `quantile` of the answers above."""
     given = np.array([len(_answer(s)) for s in samples], float)
     slope = float(np.polyfit(asked, given, 1)[0]) if len(set(asked)) > 1 else 0.0

@@ -26,7 +26,7 @@ from omnidiff_lite.config import Preset, to_dict
 from omnidiff_lite.diffusion.canvas import Canvas, inpainting_canvas
 from omnidiff_lite.diffusion.decoding import DecodeResult, decode
 from omnidiff_lite.diffusion.settings import DecodingConfig
-from omnidiff_lite.media import Image, Part, as_part, load_image
+from omnidiff_lite.media import Image, Part, Waveform, as_part, load_image
 from omnidiff_lite.pipeline.loading import SYSTEM, load_denoiser, load_tokenizers, locate
 from omnidiff_lite.pipeline.requests import MODALITIES, Request, RequestError, read_request
 from omnidiff_lite.pipeline.settings import (WORLD_NOTE, Decoding, SystemSettings, answer_canvas_of, decoding_config,
@@ -163,15 +163,24 @@ class OmniDiffusion:
         `released`: as the released inference script asks, which differs from how training does.
         """
         pictures = iter(self.image_codes([i for r in requests for i in r.images], self.settings.understanding_size))
-        recordings = iter(self.tokenizers.speech_encoder.encode([w for r in requests for w in r.speech]))
+        recordings = iter(self._heard([w for r in requests for w in r.speech]))
         prompts = []
         for request in requests:
             images = [next(pictures) for _ in request.images]
-            frames = [next(recordings) for _ in request.speech]
+            heard = [next(recordings) for _ in request.speech]
             messages = released_inference_messages(request.messages) if released else request.messages
-            ids = self.chat.prompt(messages, images, [SpeechTokens(frames=len(f)) for f in frames])
-            prompts.append((ids, self._aligned(ids, frames)))
+            ids = self.chat.prompt(messages, images, [tokens for tokens, _ in heard])
+            prompts.append((ids, self._aligned(ids, [frames for _, frames in heard])))
         return prompts
+
+    def _heard(self, recordings: list[Waveform]) -> list[tuple[SpeechTokens, Tensor]]:
+        """A user's speech as the denoiser was trained to hear it: how it is written, and its frames [k, dim]."""
+        if self.denoiser.config.speech_input == "discrete":
+            none = torch.zeros(0, self.tokenizers.speech_encoder.config.dim)
+            return [(SpeechTokens(codes=codes.tolist()), none)
+                    for codes in self.tokenizers.speech_tokenizer.encode_many(recordings)]
+        return [(SpeechTokens(frames=len(frames)), frames)
+                for frames in self.tokenizers.speech_encoder.encode(recordings)]
 
     def _aligned(self, ids: list[int], frames: list[Tensor]) -> Tensor:
         aligned = torch.zeros(len(ids), self.tokenizers.speech_encoder.config.dim)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from omnidiff_lite.adapters import WAVES
 from omnidiff_lite.backbone import Denoiser, DenoiserConfig
 from omnidiff_lite.config import Preset
 from omnidiff_lite.tokenizers.image import ImageTokenizer
@@ -71,7 +72,7 @@ class DenoiserParameters:
 
     layer: int  # of one of the layers
     layers: int
-    ends: int  # embedding, output head, final norm, adapter
+    ends: int  # embedding, output head, final norm, adapters
     multiplied: int  # weights of linear layers, which autocast copies to bfloat16
 
     @property
@@ -83,15 +84,18 @@ def denoiser_parameters(config: DenoiserConfig) -> DenoiserParameters:
     """By arithmetic, so that a plan over many sizes needs no modules.
 
     One layer: q and o of H x A, k and v of H x K with biases on q, k, v, three of H x F, two norms of H, for hidden
-    width H, attention width A = heads x head size, key width K, feed-forward width F.
+    width H, attention width A = heads x head size, key width K, feed-forward width F. The ends are the
+    embedding, the output head, the final norm, the speech adapter, and what `adapters` adds by switch.
     """
     hidden, attention, keys = config.hidden_size, *attention_widths(config)
     matrices = 2 * hidden * attention + 2 * hidden * keys + 3 * hidden * config.intermediate_size
     table, adapter = config.vocab_size * hidden, config.speech_dim * hidden + hidden**2
+    step = (2 * WAVES * hidden + hidden**2) * config.step_embedding
+    heads = 2 * hidden * (hidden // 2) * (len(config.head_starts) + 1 if config.head_starts else 0)
     return DenoiserParameters(
         layer=matrices + attention + 2 * keys + 2 * hidden, layers=config.num_hidden_layers,
-        ends=2 * table + hidden + adapter + 2 * config.speech_dim,
-        multiplied=config.num_hidden_layers * matrices + table + adapter)
+        ends=2 * table + hidden + adapter + 2 * config.speech_dim + step + heads,
+        multiplied=config.num_hidden_layers * matrices + table + adapter + step + heads)
 
 
 def attention_widths(config: DenoiserConfig) -> tuple[int, int]:

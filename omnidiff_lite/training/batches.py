@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from omnidiff_lite.adapters import NO_ANSWER
 from omnidiff_lite.backbone import DenoiserConfig
 from omnidiff_lite.chat import IGNORE
-from omnidiff_lite.config import TrainingConfig
+from omnidiff_lite.config import ConfigError, TrainingConfig
 from omnidiff_lite.data.packing import PackedRow
-from omnidiff_lite.diffusion.corruption import corrupt, mask_rate, sample_time
+from omnidiff_lite.diffusion.corruption import bound_weight, corrupt, mask_rate, sample_time
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Batch:
     speech_frames: Tensor  # float32 [B, length, dim], 0 where there is no speech
     tasks: Tensor  # int64, index into the list of tasks, -1 on padding
     weights: Tensor  # float32, of each position's loss; 0 where no answer is
+    time_weights: Tensor  # float32, a further factor of it: 1, or the bound's
+    masked_share: Tensor  # float32, of the answer that a position belongs to, -1 outside answers
 
     def to(self, device: torch.device) -> Batch:
         return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)))
@@ -48,20 +51,40 @@ def choose_scored(row: PackedRow, config: TrainingConfig, denoiser: DenoiserConf
     Masked ones: tail pads at the rate gamma * t, one t a sample where `config.time` is "sequence" (the paper), one a
     token where it is "token" (the released code). For a causal denoiser, the autoregressive twin, the whole answer.
     """
-    labels, segments = torch.from_numpy(row.labels), torch.from_numpy(row.segment_ids)
+    labels = torch.from_numpy(row.labels)
     if denoiser.is_causal:
         return labels != IGNORE
     generator = torch.Generator().manual_seed(derive_seed(*seed))
-    t = sample_time(labels[None], config.time, generator, segments[None])[0]
-    rate = mask_rate(t, config.schedule)
+    rate = mask_rate(_times(row, config, generator), config.schedule)
     return corrupt(labels, labels == denoiser.pad_token_id, rate, config.gamma, generator)
 
 
+def time_weights(row: PackedRow, config: TrainingConfig, denoiser: DenoiserConfig, seed: Sequence[int]) -> Tensor:
+    """The factor of each position's loss [length] that its time gives, for the times at which `choose_scored` masks.
+
+    1 with `loss_weight` "plain" and for a causal denoiser, whose loss is exact; else the bound's. Raises `ConfigError`
+    where each token has a time of its own: a likelihood is bounded by masks of one time.
+    """
+    if config.loss_weight == "plain" or denoiser.is_causal:
+        return torch.ones(len(row.labels))
+    if config.time != "sequence":
+        raise ConfigError("training.loss_weight 'bound' needs training.time 'sequence': with a time for each token the "
+                          "weighted loss bounds no likelihood")
+    generator = torch.Generator().manual_seed(derive_seed(*seed))
+    return bound_weight(_times(row, config, generator), config.schedule)
+
+
+def _times(row: PackedRow, config: TrainingConfig, generator: torch.Generator) -> Tensor:
+    """The noise level t of each position [length]; the first numbers drawn from `generator`."""
+    segments = torch.from_numpy(row.segment_ids)[None]
+    return sample_time(segments, config.time, generator, segments)[0]
+
+
 def collate(rows: Sequence[PackedRow], scored: Sequence[Tensor], tasks: Sequence[str], denoiser: DenoiserConfig,
-            evenness: float = 0.0) -> Batch:
+            evenness: float = 0.0, factors: Sequence[Tensor] | None = None) -> Batch:
     """Stack rows; the `scored` positions become the targets, and are hidden from all but a causal denoiser.
 
-    `evenness` as in `StageConfig`.
+    `evenness` as in `StageConfig`. `factors` [length] each: `time_weights`; 1 where not given.
     """
     ids, labels, segments, positions = (torch.from_numpy(np.stack([getattr(row, name) for row in rows]))
                                         for name in ("input_ids", "labels", "segment_ids", "position_ids"))
@@ -72,7 +95,9 @@ def collate(rows: Sequence[PackedRow], scored: Sequence[Tensor], tasks: Sequence
     seen = ids if denoiser.is_causal else ids.masked_fill(chosen, denoiser.mask_token_id)
     return Batch(seen, labels.masked_fill(~chosen, IGNORE), segments, positions, frames,
                  torch.stack([_task_ids(row, tasks) for row in rows]),
-                 torch.stack([answer_weights(row, evenness) for row in rows]))
+                 torch.stack([answer_weights(row, evenness) for row in rows]),
+                 torch.ones(ids.shape) if factors is None else torch.stack(list(factors)),
+                 torch.stack([masked_share(row, mask) for row, mask in zip(rows, chosen)]))
 
 
 def answer_weights(row: PackedRow, evenness: float) -> Tensor:
@@ -84,6 +109,13 @@ def answer_weights(row: PackedRow, evenness: float) -> Tensor:
     answers, segments = torch.from_numpy(row.labels) != IGNORE, torch.from_numpy(row.segment_ids)
     lengths = torch.bincount(segments[answers], minlength=len(row.tasks)).float()
     return torch.where(answers, lengths[segments.clamp_min(0)].clamp_min(1) ** -evenness, 0.0)
+
+
+def masked_share(row: PackedRow, masked: Tensor) -> Tensor:
+    """Share of each sample's answer, tail pads included, that is masked: [length], -1 where no answer is."""
+    answers, segments = torch.from_numpy(row.labels) != IGNORE, torch.from_numpy(row.segment_ids)
+    hidden, whole = (torch.bincount(segments[chosen], minlength=len(row.tasks)) for chosen in (answers & masked, answers))
+    return torch.where(answers, (hidden / whole.clamp_min(1))[segments.clamp_min(0)], NO_ANSWER)
 
 
 def _task_ids(row: PackedRow, tasks: Sequence[str]) -> Tensor:

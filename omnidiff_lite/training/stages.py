@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from omnidiff_lite.tokenizers.bundle import Tokenizers
 
 
+SCRATCH = "scratch"  # in place of a denoiser to start from; a folder of that name is Path("scratch")
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage as the paper names it, with the tasks of its table 4 that are new in it."""
@@ -50,11 +53,13 @@ def run_stage(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser
     """Build the data of a stage, train, validate, and save `out_dir/denoiser`; returns the denoiser and its log.
 
     `init`: what training starts from (changed in place if it is a Denoiser and one process trains); None draws fresh
-    weights, which only stage 1 may. `causal`: those of the autoregressive twin, which see only what came before. On a
-    CPU `training.processes` of them share each step's rows. `datasets`: training samples by task in place of the
-    embedded world's, and `held_out` those to validate on (none: no validation). Under `out_dir`: denoiser/, log.csv,
+    weights, which only stage 1 may, and "scratch" draws them at any stage: what a stage is without those before it, or
+    all tasks at once. `causal`: those of the autoregressive twin, which see only what came before. On a CPU
+    `training.processes` of them share each step's rows. `datasets`: training samples by task in place of the embedded
+    world's, and `held_out` those to validate on (none: no validation). Under `out_dir`: denoiser/, log.csv, data.csv,
     validation.csv, tensorboard/, checkpoints/. The rest as in `train_stage`.
-    Raises `TrainingError` for a missing `init` or a task without a number of samples.
+    Raises `TrainingError` for a missing `init`, one that the preset's switches do not fit, or a task without a number of
+    samples.
     """
     mix = stage_config(preset, stage).mix
     denoiser = _start(preset, stage, tokenizers, init, seed, causal)
@@ -93,10 +98,11 @@ def new_denoiser(preset: Preset, tokenizers: Tokenizers, seed: int = 0, **fields
 
 def _start(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser | str | Path | None, seed: int,
            causal: bool) -> Denoiser:
-    if init is None:
-        if stage > 1:
+    if init is None or init == SCRATCH:
+        if stage > 1 and init is None:
             raise TrainingError(f"stage {stage} starts from the denoiser of stage {stage - 1}: give it, or the folder "
-                                f"stage{stage - 1}/denoiser where run_stage saved it, as init")
+                                f"stage{stage - 1}/denoiser where run_stage saved it, as init; or {SCRATCH!r} for fresh "
+                                "weights")
         return new_denoiser(preset, tokenizers, seed, is_causal=causal)
     denoiser = init if isinstance(init, Denoiser) else Denoiser.from_pretrained(init)
     if causal and not denoiser.config.is_causal:
@@ -105,6 +111,16 @@ def _start(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser | 
     if denoiser.config.vocab_size != tokenizers.vocabulary.size:
         raise TrainingError(f"the denoiser has {denoiser.config.vocab_size} ids, the tokenizers "
                             f"{tokenizers.vocabulary.size}: they are not of one system; use those it was trained with")
+    return _as_preset(denoiser, DenoiserConfig.from_size(preset.denoiser, tokenizers.vocabulary))
+
+
+def _as_preset(denoiser: Denoiser, wanted: DenoiserConfig) -> Denoiser:
+    """The denoiser itself, if it hears, embeds and answers as the preset has it."""
+    for name in ("speech_input", "step_embedding", "head_starts"):
+        own, other = getattr(denoiser.config, name), getattr(wanted, name)
+        if own != other:
+            raise TrainingError(f"the denoiser to start from has {name} {own!r}, the preset asks for {other!r}: train "
+                                f"both with one setting, or start from {SCRATCH!r}")
     return denoiser
 
 

@@ -16,7 +16,7 @@ from omnidiff_lite.chat import IGNORE
 from omnidiff_lite.config import TrainingConfig
 from omnidiff_lite.data.packing import PackedStream, efficiency
 from omnidiff_lite.diffusion.loss import scored_positions, token_losses
-from omnidiff_lite.training.batches import Batch, choose_scored, collate, derive_seed
+from omnidiff_lite.training.batches import Batch, choose_scored, collate, derive_seed, time_weights
 
 
 class TrainingError(RuntimeError):
@@ -35,7 +35,8 @@ class AnswerLoss(nn.Module):
         positions, targets = scored_positions(batch.targets)
         with torch.autocast(targets.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.denoiser(batch.input_ids, speech_frames=batch.speech_frames, segment_ids=batch.segment_ids,
-                                   position_ids=batch.position_ids, logits_positions=positions).logits
+                                   position_ids=batch.position_ids, logits_positions=positions,
+                                   masked_share=batch.masked_share).logits
         return token_losses(logits, targets)
 
 
@@ -58,14 +59,15 @@ class Stepper:
         torch.manual_seed(derive_seed(*self.seed, step))
         rows = self.stream.batch(step)
         own = range(self.accelerator.process_index, len(rows), self.accelerator.num_processes)
-        scored = {n: choose_scored(rows[n], self.config, self.denoiser, (*self.seed, step, n)) for n in own}
+        scored, factors = ({n: chosen(rows[n], self.config, self.denoiser, (*self.seed, step, n)) for n in own}
+                           for chosen in (choose_scored, time_weights))
         size = self.config.micro_rows or len(own)
         batches = [collate([rows[n] for n in part], [scored[n] for n in part], self.stream.tasks, self.denoiser,
-                           self.evenness)
+                           self.evenness, [factors[n] for n in part])
                    for part in (own[i:i + size] for i in range(0, len(own), size))]
         data_seconds = time.perf_counter() - begun
-        # --- Gradient: of the weighted mean over all scored tokens of the step, whatever the micro-batch ---------
-        weight = self._sum(sum(target_weights(batch).sum() for batch in batches)).clamp(min=1e-9)
+        # --- Gradient: of the weighted mean over all tokens of the step, whatever the micro-batch ----------------
+        weight = self._sum(sum(self._tokens(batch) for batch in batches)).clamp(min=1e-9)
         sums = torch.zeros(2, len(self.stream.tasks), device=self.accelerator.device)
         for number, batch in enumerate(batches, 1):
             with contextlib.nullcontext() if number == len(batches) else self.accelerator.no_sync(self.module):
@@ -98,6 +100,11 @@ class Stepper:
         sums = torch.zeros(2, len(self.stream.tasks), device=losses.device)
         return sums.index_add_(1, tasks, torch.stack([losses.detach(), torch.ones_like(losses)]))
 
+    def _tokens(self, batch: Batch) -> Tensor:
+        """What the weighted losses are divided by: the weight of the scored tokens (the released code's mean); in the
+        bound that of all tokens of the answers, which the scored ones stand for."""
+        return batch.weights.sum() if self.config.loss_weight == "bound" else target_weights(batch).sum()
+
     def _sum(self, value: Tensor) -> Tensor:
         """Over all processes."""
         return self.accelerator.reduce(value.to(self.accelerator.device, torch.float32), reduction="sum")
@@ -105,4 +112,4 @@ class Stepper:
 
 def target_weights(batch: Batch) -> Tensor:
     """The weight of each target, in the order of `AnswerLoss`."""
-    return batch.weights[:, 1:][batch.targets[:, 1:] != IGNORE]
+    return (batch.weights * batch.time_weights)[:, 1:][batch.targets[:, 1:] != IGNORE]

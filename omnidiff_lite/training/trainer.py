@@ -43,7 +43,7 @@ from omnidiff_lite.training.step import AnswerLoss, Stepper, TrainingError
 FIGURES = ["loss", "learning_rate", "gradient_norm", "tokens", "scored", "efficiency", "tokens_per_second",
            "data_seconds", "seconds"]
 HOW = ("compile", "recompute", "processes", "micro_rows", "checkpoint_every")  # settings that may change when a run is resumed
-SOURCES = ("backbone.py", "diffusion/corruption.py", "diffusion/loss.py", "data/packing.py", "training/batches.py",
+SOURCES = ("adapters.py", "backbone.py", "diffusion/corruption.py", "diffusion/loss.py", "data/packing.py", "training/batches.py",
            "training/optimizers.py", "training/step.py", "training/trainer.py")  # the code that decides what a step does
 NOTES = ("transformers_version", "architectures", "dtype", "_name_or_path")  # beside a config's fields once it is saved
 VALIDATION = 4  # in place of a stage's number where masks are drawn
@@ -100,8 +100,16 @@ def train_stage(preset: Preset, stage: int, denoiser: Denoiser, datasets: Datase
             bar.update()
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == last:
                 checkpoints.save(step + 1, denoiser, bare, write=accelerator.is_main_process)
+    if accelerator.is_main_process:
+        _data_table(stream, last).to_csv(Path(out_dir) / "data.csv", index=False)
     accelerator.wait_for_everyone()
     return read_log(Path(out_dir) / "log.csv")
+
+
+def _data_table(stream: PackedStream, steps: int) -> pd.DataFrame:
+    """What the steps were trained on: task, samples, and how often each was seen."""
+    return pd.DataFrame([{"task": task, "samples": len(stream.data[task]), "repeats": times}
+                         for task, times in stream.repeats(steps).items()])
 
 
 @torch.no_grad()
@@ -111,7 +119,8 @@ def validate(preset: Preset, denoiser: Denoiser, datasets: Datasets, seed: int =
     `rows`: packed rows a forward pass. The denoiser is left in eval mode.
     """
     module, device = AnswerLoss(denoiser.eval(), preset.training.precision), denoiser.device
-    config = replace(preset.training, schedule="linear")  # the paper's, so that losses of all runs compare
+    # The paper's masks, so that the losses of all runs compare.
+    config = replace(preset.training, schedule="linear", time="sequence", gamma=TrainingConfig.gamma)
     records = []
     for task, samples in datasets.items():
         packed = pack_all(samples, config.length, seed, **_packing(config, denoiser.config))
