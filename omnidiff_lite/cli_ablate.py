@@ -32,6 +32,8 @@ def _ablate(options: argparse.Namespace) -> None:
 def _run(study: object, options: argparse.Namespace) -> None:
     import time
 
+    import transformers
+
     from omnidiff_lite.ablation.results import effect_lines, study_records
     from omnidiff_lite.ablation.runner import run_study
     from omnidiff_lite.artifacts import Artifacts
@@ -39,6 +41,7 @@ def _run(study: object, options: argparse.Namespace) -> None:
     from omnidiff_lite.evaluation.records import with_provenance, write_records
     from omnidiff_lite.provenance import provenance
 
+    transformers.logging.disable_progress_bar()
     started, changes = time.time(), overrides(options)
     preset = load_preset(options.preset, changes)
     artifacts = Artifacts.of(preset.name)

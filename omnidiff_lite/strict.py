@@ -29,7 +29,11 @@ def from_dict(cls: type, tree: Any, where: str = "") -> Any:
               and f.default is f.default_factory is dataclasses.MISSING]
     if absent:
         raise ConfigError(f"{where or cls.__name__}: {', '.join(absent)} missing")
-    return cls(**{key: _convert(hints[key], value, _join(where, key)) for key, value in tree.items()})
+    values = {key: _convert(hints[key], value, _join(where, key)) for key, value in tree.items()}
+    try:
+        return cls(**values)
+    except ConfigError as error:  # of a value out of range, which names its field
+        raise ConfigError(_join(where, error)) from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:

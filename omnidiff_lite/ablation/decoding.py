@@ -28,15 +28,21 @@ def check(study: Study, variant: Variant, preset: Preset) -> None:
         raise ConfigError("latency_s needs budget.timed, the number of answers to time")
     decoding, lengths = split(variant.settings, Vocabulary.released())
     from_dict(AnswerLengths, lengths)
-    style = decoding.pop("style", STYLES[0])
+    check_decoding(study.task, decoding, preset)
+
+
+def check_decoding(task: str, changes: Mapping[str, Any], preset: Preset) -> None:
+    """Raises `ConfigError` for an unknown field of `DecodingConfig`, a wrong type, a value out of range, or one that
+    the pipeline itself gives to each request."""
+    changes = dict(changes)
+    style = changes.pop("style", STYLES[0])
     if style not in STYLES:
         raise ConfigError(f"style: {style!r} is none of {', '.join(STYLES)}")
-    for key in decoding.keys() & set(_OWN):
-        raise ConfigError(f"{key}: given by the pipeline to each request; a study does not set it")
-    own = preset.decoding.get(study.task, {}) if style == "paper" else {}
-    config = getattr(DecodingConfig, style)(study.task).replace(**own)
-    plain = {f.name: getattr(config, f.name) for f in fields(DecodingConfig)}
-    from_dict(DecodingConfig, plain | decoding)
+    for key in changes.keys() & set(_OWN):
+        raise ConfigError(f"{key}: given by the pipeline to each request; it cannot be set for all")
+    own = preset.decoding.get(task, {}) if style == "paper" else {}
+    config = getattr(DecodingConfig, style)(task).replace(**own)
+    from_dict(DecodingConfig, {f.name: getattr(config, f.name) for f in fields(DecodingConfig)} | changes)
 
 
 def run(study: Study, variant: Variant, seed: int, model: OmniDiffusion, judges: Judges, preset: Preset

@@ -31,7 +31,7 @@ from omnidiff_lite.provenance import source_hash, tree_hash
 from omnidiff_lite.weights import write_json
 
 # The code that decides a cell's numbers, beside what decides a training step.
-SOURCES = ("ablation/decoding.py", "ablation/measures.py", "ablation/training.py", "backbone.py", "autoregression.py",
+SOURCES = ("ablation/decoding.py", "ablation/measures.py", "ablation/training.py", "adapters.py", "backbone.py", "autoregression.py",
            "diffusion/*.py", "pipeline/*.py", "evaluation/*.py", "world/*.py", "tokenizers/*.py", *training.SOURCES)
 IGNORED = ("compile", "processes", "recompute", "micro_rows", "checkpoint_every")  # of training: how, not what
 

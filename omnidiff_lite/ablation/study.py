@@ -53,9 +53,9 @@ class Budget:
     def __post_init__(self) -> None:
         for name in ("items", "timed", "steps", "rows", "samples"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"budget.{name}: expected at least 0, got {getattr(self, name)}")
+                raise ConfigError(f"{name}: expected at least 0, got {getattr(self, name)}")
         if not self.stages or not set(self.stages) <= {1, 2, 3}:
-            raise ConfigError(f"budget.stages: expected some of 1, 2, 3, got {list(self.stages)}")
+            raise ConfigError(f"stages: expected some of 1, 2, 3, got {list(self.stages)}")
 
 
 @dataclass(frozen=True)
