@@ -45,7 +45,8 @@ class Places(torch.nn.Module):
         self.config, self.device, self.calls = toys.denoiser().config, torch.device("cpu"), []
         self.table = spread * torch.randn(places, V.size, generator=torch.Generator().manual_seed(0))
 
-    def forward(self, input_ids, speech_frames=None, segment_ids=None, position_ids=None, logits_positions=None):
+    def forward(self, input_ids, speech_frames=None, segment_ids=None, position_ids=None, logits_positions=None,
+                masked_share=None):
         self.calls.append(SimpleNamespace(ids=input_ids, segments=segment_ids, scored=logits_positions))
         return DenoiserOutput(logits=self.table[position_ids[logits_positions]])
 
@@ -61,7 +62,8 @@ class Oracle(torch.nn.Module):
         super().__init__()
         self.config, self.device, self.known, self.sure = like.denoiser.config, like.device, known, sure
 
-    def forward(self, input_ids, speech_frames=None, segment_ids=None, position_ids=None, logits_positions=None):
+    def forward(self, input_ids, speech_frames=None, segment_ids=None, position_ids=None, logits_positions=None,
+                masked_share=None):
         logits = torch.zeros(*input_ids.shape, self.config.vocab_size)
         for row, ids in enumerate(input_ids.tolist()):
             for prompt, answer in self.known.items():

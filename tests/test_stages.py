@@ -92,7 +92,7 @@ def test_of_two_processes_one_writes(tmp_path):
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run([*command, str(script), str(tmp_path)], env=environment, check=True, timeout=180)
-    assert {path.name for path in tmp_path.glob("* by *")} == {"denoiser by 0", "validation.csv by 0"}
+    assert {path.name for path in tmp_path.glob("* by *")} == {"denoiser by 0", "data.csv by 0", "validation.csv by 0"}
 
 
 def test_two_processes_of_its_own_train_as_one_does(tmp_path, monkeypatch):

@@ -117,9 +117,11 @@ def sample_tokens(task: str, preset: Preset, clip_seconds: float = 0.0) -> Token
     text = {"text_qa": a["text_answer"], "captioning": a["caption"], "vqa": a["visual_answer"],
             "asr": clip_seconds * a["text_rate"]}.get(task, spoken * a["text_rate"]) if "text" in form.outputs else 0
     sees, draws = "image" in form.inputs, "image" in form.outputs
+    heard_codes = heard * CODE_RATE if preset.denoiser.speech_input == "discrete" else 0
     return Tokens(
-        prompt=a["chat"] + written + 2 * (heard > 0), seen=sees * ((image.understanding_size // image.factor) ** 2 + 2),
-        frames=(heard > 0) * (heard * FRAME_RATE + QUERY_FRAMES),
+        prompt=a["chat"] + written + 2 * (heard > 0) + heard_codes,
+        seen=sees * ((image.understanding_size // image.factor) ** 2 + 2),
+        frames=(heard > 0) * (not heard_codes) * (heard * FRAME_RATE + QUERY_FRAMES),
         answer=2 + text + (spoken > 0) * (spoken * CODE_RATE + 2)
         + draws * ((image.generation_size // image.factor) ** 2 + 2),
         pads=(1 + preset.training.max_tail_pads) / 2 if preset.training.max_tail_pads else 0,
