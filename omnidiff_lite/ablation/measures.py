@@ -93,8 +93,8 @@ def column_sums(metric: str, table: pd.DataFrame) -> Sums:
         return np.column_stack([100.0 * table["errors"], table["words"]])
     if metric == "tts_silent":
         return _mean(100.0 * (table["seconds"] == 0))
-    name = metric.removeprefix("s2i_")
-    name = name if name in table else name.partition("_")[2]  # image_all_right: all_right; svqa_right: right
+    names = [name for name in table if metric == name or metric.endswith(f"_{name}")]
+    name = max(names, key=len)  # s2i_image_all_right: all_right; svqa_spoken_right: spoken_right
     return _mean(100.0 * table[name] if table[name].dtype == bool else table[name])
 
 

@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from omnidiff_lite import plots
 from omnidiff_lite.ablation.runner import Cell, Outcome
 from omnidiff_lite.ablation.study import Study, Variant
 from omnidiff_lite.evaluation.records import Record, measured, read_records
@@ -124,6 +126,20 @@ def grid_frame(records: Sequence[Record], metric: str | None = None) -> pd.DataF
     values = np.array([found[variant.name] for variant in study.rows]).reshape(len(second), len(first)).T
     rows, columns = (pd.Index([str(v) for v in values], name=key) for key, values in study.grid.items())
     return pd.DataFrame(values, index=rows, columns=columns)
+
+
+def study_figure(records: Sequence[Record], metric: str | None = None) -> Figure:
+    """The effects in one metric (default: the first) as dots with intervals; of a grid the values as a heat map."""
+    study = study_of(records)
+    metric = metric or study.metrics[0]
+    over = f"{study.seeds} seeds" if study.kind == "training" else f"{records[0].n} items"
+    title = f"{study.name.replace('_', ' ')}: {over}"
+    if not study.grid:
+        return plots.intervals(effects(records, metric), f"{title}, base: {study.baseline}", f"change in {metric}")
+    values = grid_frame(records, metric)
+    room = (float(values.min().min()), float(values.max().max()))
+    return plots.heat_map(values, title=title, xlabel=values.columns.name, ylabel=values.index.name, limits=room,
+                          label=metric.replace("_", " "))
 
 
 def summary(metrics: Path) -> pd.DataFrame:

@@ -118,8 +118,8 @@ def order(name: str) -> Callable[[Order], Order]:
     return register
 
 
-@order("random")  # the decoder itself draws who comes next
 @order("confidence")
+@order("random")  # the decoder itself draws who comes next
 def likeliest(probabilities: Tensor, tokens: Tensor, position: Tensor) -> Tensor:
     """The candidate's probability."""
     return probabilities.gather(-1, tokens[:, None]).squeeze(-1)
