@@ -53,6 +53,17 @@ def test_each_medium_becomes_what_its_turn_needs(parts, folder):
     assert v.codes_of_speech(answered) == [4] * 5 and not v.codes_of_image(answered)
 
 
+def test_discrete_speech_is_written_in_the_ids_of_the_speech_tokenizer(parts, folder):
+    """In the user's turn too, between the same markers; nothing is left for the adapter. Loudness 0.25 is code 2."""
+    v = parts.vocabulary
+    (encoded,), (framed,) = (encode_samples([svqa()], parts, SIZES, folder, speech_input=how)
+                             for how in ("discrete", "continuous"))
+    asked = encoded.ids[encoded.labels == -100].tolist()
+    assert v.codes_of_speech(asked) == [2] * 3 and v.context_of_audio not in asked and not len(encoded.frames)
+    assert asked[asked.index(v.begin_of_audio) + 4] == v.end_of_audio
+    assert np.array_equal(encoded.labels[encoded.labels != -100], framed.labels[framed.labels != -100])
+
+
 def test_an_assistant_picture_is_encoded_at_the_generation_size(parts, folder):
     sample = Sample(build_messages("t2i", text="a red circle", answer=""), ["red200.png"], [], "t2i")
     (encoded,) = encode_samples([sample], parts, SIZES, folder)
@@ -111,7 +122,8 @@ def test_the_world_is_encoded_once_and_again_when_anything_changes(parts, tmp_pa
     parts.seen.clear()
     again = build()
     assert not parts.seen and all(np.array_equal(a.ids, b.ids) for a, b in zip(first, again))
-    for change in ({"seed": 1}, {"task": "vqa"}, {"preset": load_preset("smoke", {"world.max_objects": 1})}):
+    for change in ({"seed": 1}, {"task": "vqa"}, {"preset": load_preset("smoke", {"world.max_objects": 1})},
+                   {"preset": load_preset("smoke", {"denoiser.speech_input": "discrete"})}):
         parts.seen.clear()
         build(**change)
         assert parts.seen, f"{change} was answered from the cache"

@@ -113,6 +113,15 @@ def test_no_sample_comes_twice_within_an_epoch():
     assert set(times.values()) == {4, 5}  # 307 draws of 64: some five times, none six
 
 
+@pytest.mark.parametrize("steps", [1, 7, 200])
+def test_repeats_count_how_often_each_sample_was_drawn(steps):
+    packed = stream(mix={"text_qa": 0.7, "asr": 0.3})
+    drawn = Counter(draw.task for step in range(steps) for draw in packed.draws(step))
+    assert stream(mix={"text_qa": 0.7, "asr": 0.3}).repeats(steps) == {
+        task: drawn[task] / len(packed.data[task]) for task in ("asr", "text_qa")}
+    assert steps < 200 or len(packed._rows_until) > 2, "more than one window"
+
+
 def test_tasks_come_in_the_shares_of_the_mix():
     packed = stream(mix={"text_qa": 6, "asr": 2})
     counts = Counter(draw.task for draw in window_of_draws(packed, 3))

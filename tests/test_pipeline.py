@@ -1,5 +1,6 @@
 """Any non-empty set of inputs to any non-empty set of outputs, well formed; a person's own files; inpainting."""
 
+import copy
 import dataclasses
 import itertools
 
@@ -9,7 +10,9 @@ import pytest
 import soundfile
 import torch
 
+from omnidiff_lite.chat import Sample, build_messages
 from omnidiff_lite.config import ConfigError
+from omnidiff_lite.data.encode import EncodedSample, encode_samples
 from omnidiff_lite.media import Image, MediaError, Speech, Text, Waveform
 from omnidiff_lite.pipeline import AnswerLengths, OmniDiffusion, RequestError
 from omnidiff_lite.pipeline.requests import read_request
@@ -48,6 +51,56 @@ def test_a_batch_gives_what_one_by_one_gives(tiny_model, decoding):
     for batch_size in (4, 2):
         together = tiny_model.generate_many(requests, to=to, decoding=decoding, seed=7, batch_size=batch_size)
         assert all(np.array_equal(answer.ids, ids) for answer, ids in zip(together, alone))
+
+
+@pytest.fixture(scope="module")
+def discrete_model(tiny_model):
+    """The same weights, asked in speech tokens."""
+    denoiser = copy.deepcopy(tiny_model.denoiser)
+    denoiser.config.speech_input = "discrete"
+    return OmniDiffusion(denoiser, tiny_model.tokenizers, tiny_model.settings)
+
+
+@pytest.mark.parametrize("how", ["continuous", "discrete"])
+def test_a_request_is_asked_as_training_asks_it(tiny_model, discrete_model, tmp_path, how):
+    """The same prompt from a recording as from a sample that holds it."""
+    model = tiny_model if how == "continuous" else discrete_model
+    SOUND.save(tmp_path / "sound.wav")
+    sample = Sample(build_messages("asr", answer="a"), [], ["sound.wav"], "asr")
+    encoded, = encode_samples([sample], model.tokenizers, (64, 64), tmp_path, speech_input=how)
+    (ids, frames), = model.prompts([read_request([Speech(tmp_path / "sound.wav")], ("text",), "asr")])
+    assert ids == encoded.ids[:len(ids)].tolist() and (encoded.labels[:len(ids)] == -100).all()
+    codes = model.tokenizers.vocabulary.codes_of_speech(ids)
+    assert (len(codes) > 0) == (how == "discrete") and bool(frames.any()) == (how == "continuous")
+
+
+def test_a_batch_of_discrete_speech_gives_what_one_by_one_gives(discrete_model, tmp_path):
+    long = Waveform(np.tile(SOUND.samples, 3), 16000)
+    requests = [[Speech(SOUND)], [Speech(long), Text("a")], [Speech(SOUND), Image(PICTURE)]]
+    alone = [discrete_model.generate(r, to="text", decoding=GREEDY, seed=7 + i).ids for i, r in enumerate(requests)]
+    together = discrete_model.generate_many(requests, to="text", decoding=GREEDY, seed=7)
+    assert all(np.array_equal(answer.ids, ids) for answer, ids in zip(together, alone))
+    discrete_model.save_pretrained(tmp_path / "system", dtype=torch.float32)
+    loaded = OmniDiffusion.from_pretrained(tmp_path / "system")
+    assert np.array_equal(loaded.generate(requests[0], to="text", decoding=GREEDY, seed=7).ids, alone[0])
+
+
+def test_lengths_adapt_to_discrete_speech_as_to_frames(tiny_model):
+    """12.5 codes a second stand for 16.7 frames and four queries: five tokens of text in two seconds."""
+    vocabulary, lines = tiny_model.tokenizers.vocabulary, {}
+    for how in ("continuous", "discrete"):
+        samples = []
+        for seconds in (1.2, 2.4, 3.6, 4.8):
+            frames = round(seconds / 0.06) + 4
+            heard = vocabulary.speech_ids([1] * round(12.5 * seconds)) if how == "discrete" else \
+                [vocabulary.context_of_audio] * frames
+            answer = [2] * round(2.5 * seconds)
+            samples.append(EncodedSample(np.array(heard + answer), np.array([-100] * len(heard) + answer),
+                                         np.zeros((frames if how == "continuous" else 0, 4)), "asr"))
+        lines[how] = AnswerLengths.fit({"asr": samples}, tiny_model.chat)
+    assert lines["discrete"].text_per_speech == pytest.approx(lines["continuous"].text_per_speech)
+    assert lines["discrete"].text_per_speech > 0.1
+    assert lines["discrete"].text_extra == lines["continuous"].text_extra
 
 
 @pytest.mark.parametrize("block", [1, 3, 4, 7])

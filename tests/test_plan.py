@@ -27,6 +27,7 @@ VOCABULARY = Vocabulary.small(text=200, speech_codes=400, image_codes=400)
 # (size, rows, length): narrow and short, middle, wide and long
 SIZES = [(DenoiserSize(64, 192, 2, 4, 2, 1e4, 512), 2, 64), (DenoiserSize(128, 384, 4, 4, 2, 1e4, 512), 2, 128),
          (DenoiserSize(192, 768, 6, 6, 2, 1e4, 512), 1, 256)]
+SWITCHED = DenoiserSize(64, 192, 2, 4, 2, 1e4, 512, step_embedding=True, output_heads="modality")
 FULL = denoiser_config(load_preset("full"))
 LENGTH, SCORED = 3072, 2500
 
@@ -89,7 +90,7 @@ def test_full_has_the_released_parameters():
     assert denoiser_parameters(FULL).total == language.parameters + adapter.parameters
 
 
-@pytest.mark.parametrize("size, rows, length", SIZES)
+@pytest.mark.parametrize("size, rows, length", [*SIZES, (SWITCHED, 1, 64)])
 def test_parameters_by_arithmetic_are_those_of_the_module(size, rows, length):
     module, _, _ = case(size, rows, length)
     count = denoiser_parameters(module.denoiser.config)
@@ -197,6 +198,8 @@ def test_sample_tokens_follow_the_released_sizes_and_rates():
     assert sample_tokens("t2i", full).answer == 256 + 2 + 2
     asr, tts = sample_tokens("asr", full, clip_seconds=6.0), sample_tokens("tts", full, clip_seconds=8.0)
     assert asr.frames == pytest.approx(100 + 4) and tts.answer == 100 + 2 + 2
+    discrete = sample_tokens("asr", load_preset("full", {"denoiser.speech_input": "discrete"}), clip_seconds=6.0)
+    assert discrete.frames == 0 and discrete.prompt == asr.prompt + 75
     assert total_tokens(TABLE_4, full).seconds > 6462 * 3600
 
 

@@ -8,6 +8,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -16,8 +17,9 @@ import toys
 from omnidiff_lite.backbone import Denoiser
 from omnidiff_lite.config import load_preset
 from omnidiff_lite.training import stages
-from omnidiff_lite.training.stages import STAGES, new_denoiser, run_stage
+from omnidiff_lite.training.stages import STAGES, new_denoiser, run_stage, world_data
 from omnidiff_lite.training.step import TrainingError
+from omnidiff_lite.weights import CheckpointError
 
 TINY = {"training.checkpoint_every": 2, "evaluation.items": 2, "training.length": 320,
         "denoiser.hidden_size": 16, "denoiser.intermediate_size": 32, "denoiser.layers": 1,
@@ -120,6 +122,53 @@ def test_a_missing_start_or_number_of_samples_is_named(tmp_path):
         run(1, None, tmp_path, {"training.samples.captioning": 0, "training.stage1.mix": {"captioning": 1.0}})
     with pytest.raises(TrainingError, match="the denoiser has .* ids, the tokenizers"):
         run(1, toys.denoiser(), tmp_path)
+
+
+def test_any_stage_starts_from_scratch_when_asked(tmp_path):
+    """Stage 3 alone, or all tasks at once: its mix, for as many steps as it is given, from the weights of the seed."""
+    steps = {"training.stage3.steps": 6}
+    denoiser, log = run(3, "scratch", tmp_path, steps, seed=5, stop_after=1)
+    assert len(log) == 1
+    denoiser, log = run(3, "scratch", tmp_path, steps, seed=5)
+    whole, _ = run(3, new_denoiser(load_preset("smoke", TINY), toys.ToyParts(), 5), tmp_path / "other", steps, seed=5)
+    assert len(log) == 6 and {"loss_svqa", "loss_t2i"} <= set(log.columns)
+    assert all(torch.equal(a, b) for a, b in zip(denoiser.state_dict().values(), whole.state_dict().values()))
+    with pytest.raises(CheckpointError, match="no such directory"):
+        run(3, Path("scratch"), tmp_path / "folder")
+    twin, _ = run(3, "scratch", tmp_path / "twin", causal=True)
+    assert twin.config.is_causal
+
+
+def test_switches_hold_through_the_stages(tmp_path):
+    on = {"denoiser.step_embedding": True, "denoiser.output_heads": "modality", "denoiser.speech_input": "discrete"}
+    denoiser, _ = run(1, None, tmp_path, on)
+    denoiser, _ = run(2, tmp_path / "stage1" / "denoiser", tmp_path, on)
+    assert denoiser.step_embedding is not None and len(denoiser.lm_head.adapters) == 3
+    assert denoiser.config.speech_input == "discrete"
+    for key, words in (("step_embedding", "step_embedding True"), ("speech_input", "speech_input 'discrete'"),
+                       ("output_heads", r"head_starts \[")):
+        off = {name: value for name, value in on.items() if not name.endswith(key)}
+        with pytest.raises(TrainingError, match=f"to start from has {words}"):
+            run(3, denoiser, tmp_path, off)
+    with pytest.raises(TrainingError, match="samples of asr hold speech frames"):
+        run(1, None, tmp_path / "own", on | {"training.stage1.mix": {"asr": 1.0}}, datasets={"asr": toys.hearing(4)})
+
+
+def test_a_smaller_number_of_samples_is_the_first_of_a_larger_and_comes_again_more_often(tmp_path):
+    """Equal steps on less data: what the twin's comparison over data sizes rests on."""
+    mix, repeats = {"training.stage1.mix": {"text_qa": 1.0}, "training.stage1.steps": 4}, {}
+    for count in (8, 32):
+        preset = load_preset("smoke", TINY | {"training.samples.text_qa": count})
+        repeats[count] = world_data(preset, toys.ToyParts(), ["text_qa"], "train", 0, tmp_path / "cache")["text_qa"]
+        for causal in (False, True):
+            folder = tmp_path / f"{count}{causal}"
+            run(1, None, folder, mix | {"training.samples.text_qa": count}, causal=causal)
+            table = pd.read_csv(folder / "stage1" / "data.csv").set_index("task")
+            assert table.loc["text_qa", "samples"] == count
+            repeats[count, causal] = table.loc["text_qa", "repeats"]
+    assert all(np.array_equal(a.ids, b.ids) for a, b in zip(repeats[8], repeats[32][:8], strict=True))
+    assert repeats[8, False] == repeats[8, True] > 1 > repeats[32, False] / 4
+    assert repeats[8, False] * 8 == pytest.approx(repeats[32, False] * 32, rel=0.25), "as many draws"
 
 
 def test_fresh_weights_follow_the_seed():

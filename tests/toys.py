@@ -87,4 +87,5 @@ class ToyParts:
 
     def _codes(self, waves: list[Waveform], batch_size: int) -> list[torch.Tensor]:
         self.seen += [("codes", round(wave.seconds * 10)) for wave in waves]
-        return [torch.full((round(wave.seconds * 10),), round(8 * float(abs(wave.samples).max()))) for wave in waves]
+        return [torch.full((round(wave.seconds * 10),), min(7, round(8 * float(abs(wave.samples).max()))))
+                for wave in waves]

@@ -58,8 +58,8 @@ def run_stage(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser
     `training.processes` of them share each step's rows. `datasets`: training samples by task in place of the embedded
     world's, and `held_out` those to validate on (none: no validation). Under `out_dir`: denoiser/, log.csv, data.csv,
     validation.csv, tensorboard/, checkpoints/. The rest as in `train_stage`.
-    Raises `TrainingError` for a missing `init`, one that the preset's switches do not fit, or a task without a number of
-    samples.
+    Raises `TrainingError` for a missing `init`, one that the preset's switches do not fit, data that they do not fit, or
+    a task without a number of samples.
     """
     mix = stage_config(preset, stage).mix
     denoiser = _start(preset, stage, tokenizers, init, seed, causal)
@@ -68,6 +68,7 @@ def run_stage(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser
     if datasets is None:
         datasets, held_out = (world_data(preset, tokenizers, mix, split, seed, cache_dir, workers, progress)
                                for split in ("train", "validation"))
+    _same_hearing(preset, datasets)
     processes = usable(preset.training.processes)
     if processes > 1:  # each reads the world's data from the cache, where they are by now
         del datasets, held_out
@@ -122,6 +123,14 @@ def _as_preset(denoiser: Denoiser, wanted: DenoiserConfig) -> Denoiser:
             raise TrainingError(f"the denoiser to start from has {name} {own!r}, the preset asks for {other!r}: train "
                                 f"both with one setting, or start from {SCRATCH!r}")
     return denoiser
+
+
+def _same_hearing(preset: Preset, datasets: Datasets) -> None:
+    """Data of one's own may have been encoded for a denoiser that hears otherwise."""
+    framed = [task for task, samples in datasets.items() if any(len(sample.frames) for sample in samples)]
+    if framed and preset.denoiser.speech_input == "discrete":
+        raise TrainingError(f"the samples of {', '.join(framed)} hold speech frames, but denoiser.speech_input is "
+                            "'discrete': encode them again with this setting")
 
 
 def world_data(preset: Preset, tokenizers: Tokenizers, tasks: Iterable[str], split: str, seed: int,
