@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING, Any
 
 from omnidiff_lite.cli_registry import arguments, command, overrides, preset_arguments
+
+if TYPE_CHECKING:
+    from omnidiff_lite.ablation.study import Study
 
 
 def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,20 +20,23 @@ def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @command("ablate", "Run a declared study: a base, variants, seeds; resumes where it stopped.",
-         "omnidiff ablate steps_picture --preset cpu")
+         "omnidiff ablate steps_picture --preset cpu --set budget.items=50")
 @arguments(_ablate_arguments)
 def _ablate(options: argparse.Namespace) -> None:
-    from omnidiff_lite.ablation.study import read_study, shipped_studies, with_seeds
+    from omnidiff_lite.ablation.study import BUDGET, adjusted, read_study, shipped_studies
 
     if options.list or options.study is None:
         for name in shipped_studies():
             study = read_study(name)
             print(f"{name:24} {study.kind:9} {study.question}")
         return
-    _run(with_seeds(read_study(options.study), options.seeds), options)
+    changes = overrides(options)
+    budget = {key.removeprefix(BUDGET): value for key, value in changes.items() if key.startswith(BUDGET)}
+    study = adjusted(read_study(options.study), options.seeds, budget)
+    _run(study, options, {key: value for key, value in changes.items() if not key.startswith(BUDGET)})
 
 
-def _run(study: object, options: argparse.Namespace) -> None:
+def _run(study: Study, options: argparse.Namespace, changes: dict[str, Any]) -> None:
     import time
 
     import transformers
@@ -42,7 +49,7 @@ def _run(study: object, options: argparse.Namespace) -> None:
     from omnidiff_lite.provenance import provenance
 
     transformers.logging.disable_progress_bar()
-    started, changes = time.time(), overrides(options)
+    started = time.time()
     preset = load_preset(options.preset, changes)
     artifacts = Artifacts.of(preset.name)
     outcome = run_study(study, options.preset, changes, artifacts, options.seed)

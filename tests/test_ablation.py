@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -25,7 +23,7 @@ from omnidiff_lite.ablation.differences import Difference, difference_table, dif
 from omnidiff_lite.ablation.measures import COLUMNS, check_metric, column_sums
 from omnidiff_lite.ablation.results import effects, finished_studies, grid_frame, study_figure, study_records, summary
 from omnidiff_lite.ablation.runner import Cell, Outcome, checked, run_study
-from omnidiff_lite.ablation.study import Study, read_study, shipped_studies
+from omnidiff_lite.ablation.study import adjusted, read_study, shipped_studies
 from omnidiff_lite.artifacts import Artifacts
 from omnidiff_lite.cli import main
 from omnidiff_lite.config import ConfigError, load_preset, to_dict
@@ -392,11 +390,18 @@ def test_the_report_shows_what_studies_found(tmp_path):
     assert all(words in page for words in ("How few?", "steps 2, temperature 0.5", "paper against released code", "Yes. No."))
 
 
-def test_a_study_with_other_seeds_keeps_the_rest():
-    from omnidiff_lite.ablation.study import with_seeds
-
+def test_a_study_with_other_seeds_and_budget_keeps_the_rest():
     study = read_study("tail_pads")
-    assert with_seeds(study, 5).seeds == 5 and with_seeds(study, None) is study
-    assert dataclasses.replace(with_seeds(study, 5), seeds=3) == study
-    assert Study(**{f.name: getattr(study, f.name) for f in dataclasses.fields(Study)}) == study
-    assert json.loads(json.dumps(study.described()))["budget"]["start"] == "checkpoint"
+    changed = adjusted(study, 5, {"items": 8})
+    assert (changed.seeds, changed.budget.items, changed.budget.steps) == (5, 8, study.budget.steps)
+    assert adjusted(study) == study and {row.budget.items for row in changed.rows} == {8}
+    with pytest.raises(ConfigError, match="unknown key 'budget.item'; did you mean 'items'"):
+        adjusted(study, None, {"item": 8})
+
+
+def test_the_users_settings_win_over_the_budget_and_the_variants_over_both():
+    rows = read_study("tail_pads").rows
+    changes = {"training.stage1.steps": 9, "training.gamma": 0.5, "training.samples.tts": 7}
+    base, other = (training.preset_of(rows[i], "smoke", changes).training for i in (0, 1))
+    assert (base.stage1.steps, base.stage1.rows, base.samples["tts"], base.gamma) == (9, 12, 7, 0.5)
+    assert other.gamma == 0.0

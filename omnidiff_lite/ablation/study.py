@@ -158,6 +158,7 @@ def read_study(source: str | Path) -> Study:
         raise ConfigError(f"{where}: {error}") from None
 
 
-def with_seeds(study: Study, seeds: int | None) -> Study:
-    """The study over another number of seeds."""
-    return study if seeds is None else dataclasses.replace(study, seeds=seeds)
+def adjusted(study: Study, seeds: int | None = None, budget: dict[str, Any] | None = None) -> Study:
+    """The study over another number of seeds, with another budget. Raises `ConfigError`."""
+    changed = dataclasses.replace(study, budget=from_dict(Budget, to_dict(study.budget) | (budget or {}), "budget"))
+    return changed if seeds is None else dataclasses.replace(changed, seeds=seeds)

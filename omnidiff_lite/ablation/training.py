@@ -44,17 +44,18 @@ DONE = "done.json"
 
 
 def preset_of(variant: Variant, preset: str | Path, overrides: dict[str, Any]) -> Preset:
-    """The preset with the user's overrides, the study's budget and the variant's changes on top. Raises `ConfigError`.
+    """The preset with the study's budget, the user's overrides and the variant's changes, the last of which wins.
+
+    Raises `ConfigError`.
     """
-    budget, changes = variant.budget, dict(overrides)
-    for stage in budget.stages:
-        changes |= {f"training.stage{stage}.{key}": value for key in ("steps", "rows")
-                    if (value := getattr(budget, key))}
+    budget, last = variant.budget, overrides | variant.settings
+    changes = {f"training.stage{stage}.{key}": value for stage in budget.stages for key in ("steps", "rows")
+               if (value := getattr(budget, key))}
     changes |= {"evaluation.items": budget.items} if budget.items else {}
-    mixed = load_preset(preset, changes | variant.settings)
+    mixed = load_preset(preset, changes | last)
     tasks = {task for stage in budget.stages for task in _mix(mixed, stage)}
     changes |= {f"training.samples.{task}": budget.samples for task in tasks if budget.samples}
-    return load_preset(preset, changes | variant.settings)
+    return load_preset(preset, changes | last)
 
 
 def check(study: Study, variant: Variant, preset: Preset) -> None:
