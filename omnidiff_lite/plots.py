@@ -102,13 +102,15 @@ def decoding_orders(maps: dict[str, np.ndarray]) -> Figure:
     return figure
 
 
-def intervals(rows: pd.DataFrame, title: str = "", xlabel: str = "") -> Figure:
-    """Dots with 95 % intervals; `rows` has the columns label, value, low, high."""
+def intervals(rows: pd.DataFrame, title: str = "", xlabel: str = "", zero: bool = False) -> Figure:
+    """Dots with 95 % intervals; `rows` has the columns label, value, low, high. `zero`: a line at no difference."""
     rows = rows.dropna(subset=["value"]).iloc[::-1].astype({"low": float, "high": float})  # no interval: None
     figure, axis = plt.subplots(figsize=(6, 0.6 + 0.3 * len(rows)))
     low, high = rows["value"] - rows["low"], rows["high"] - rows["value"]
     axis.errorbar(rows["value"], range(len(rows)), xerr=[low.clip(lower=0), high.clip(lower=0)], fmt="o",
                   color=PALETTE["text"], ecolor="#9db7d5", capsize=2)
+    if zero:
+        axis.axvline(0, color="#999999", lw=1)
     axis.set_yticks(range(len(rows)), rows["label"])
     axis.set(xlabel=xlabel, title=title)
     return figure

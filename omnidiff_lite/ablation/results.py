@@ -135,7 +135,8 @@ def study_figure(records: Sequence[Record], metric: str | None = None) -> Figure
     over = f"{study.seeds} seeds" if study.kind == "training" else f"{records[0].n} items"
     title = f"{study.name.replace('_', ' ')}: {over}"
     if not study.grid:
-        return plots.intervals(effects(records, metric), f"{title}, base: {study.baseline}", f"change in {metric}")
+        return plots.intervals(effects(records, metric), f"{title}, base: {study.baseline}", f"change in {metric}",
+                               zero=True)
     values = grid_frame(records, metric)
     room = (float(values.min().min()), float(values.max().max()))
     return plots.heat_map(values, title=title, xlabel=values.columns.name, ylabel=values.index.name, limits=room,
