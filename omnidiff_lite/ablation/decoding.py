@@ -56,7 +56,9 @@ def run(study: Study, variant: Variant, seed: int, model: OmniDiffusion, judges:
 
 
 def split(settings: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fields of `DecodingConfig` (and "style"), and of `AnswerLengths`. Token ids may be named: `{0.25: begin_of_audio}`.
+    """Fields of `DecodingConfig` (and "style"), and of `AnswerLengths`.
+
+    Token ids may be named: `{0.25: begin_of_audio}`.
     """
     lengths = {key.removeprefix(LENGTHS): value for key, value in settings.items() if key.startswith(LENGTHS)}
     decoding = {key: value for key, value in settings.items() if not key.startswith(LENGTHS)}

@@ -64,7 +64,8 @@ def value(cells: Sequence[Cell], metric: str, samples: int = 1000) -> Estimate:
 def difference(cells: Sequence[Cell], base: Sequence[Cell], metric: str, samples: int = 1000) -> Estimate:
     """A metric of one row minus that of another, paired by item or by seed."""
     if not _decoded(cells, metric):
-        return _over_seeds([cell.values[metric] - other.values[metric] for cell, other in zip(cells, base, strict=True)])
+        pairs = zip(cells, base, strict=True)
+        return _over_seeds([cell.values[metric] - other.values[metric] for cell, other in pairs])
     (a, items), (b, _) = _pooled(cells, metric), _pooled(base, metric)
     how = {"samples": samples, "groups": items}
     if _shares(a) and _shares(b):

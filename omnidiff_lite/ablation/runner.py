@@ -31,9 +31,9 @@ from omnidiff_lite.provenance import source_hash, tree_hash
 from omnidiff_lite.weights import write_json
 
 # The code that decides a cell's numbers, beside what decides a training step.
-SOURCES = ("ablation/decoding.py", "ablation/measures.py", "ablation/training.py", "adapters.py", "backbone.py", "autoregression.py",
-           "diffusion/*.py", "pipeline/*.py", "evaluation/*.py", "world/*.py", "tokenizers/*.py", *training.SOURCES)
-IGNORED = ("compile", "processes", "recompute", "micro_rows", "checkpoint_every")  # of training: how, not what
+SOURCES = ("ablation/decoding.py", "ablation/measures.py", "ablation/training.py", "adapters.py", "backbone.py",
+           "autoregression.py", "diffusion/*.py", "pipeline/*.py", "evaluation/*.py", "world/*.py", "tokenizers/*.py",
+           *training.SOURCES)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def checked(study: Study, variant: Variant, preset: str | Path, overrides: dict[
 def _key(study: Study, variant: Variant, preset: Preset, seed: int, shared: dict[str, str]) -> str:
     """What decides the cell; neither its name nor those of the others."""
     tree = to_dict(preset)
-    tree["training"] = {key: value for key, value in tree["training"].items() if key not in IGNORED}
+    tree["training"] = {key: value for key, value in tree["training"].items() if key not in training.HOW}
     settings = {str(key): repr(value) for key, value in variant.settings.items()}
     return tree_hash({"kind": study.kind, "task": study.task, "metrics": sorted(study.metrics), "settings": settings,
                       "budget": to_dict(variant.budget), "preset": tree, "seed": seed, **shared})

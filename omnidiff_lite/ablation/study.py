@@ -12,8 +12,8 @@
     conclude: What a reader may conclude. What not.
 
 Keys of a decoding study are those of `DecodingConfig`, `style`, and `lengths.` with a field of `AnswerLengths`; of a
-training study every dotted key of the configuration. Both take `budget.` with a field of `Budget`, where a variant needs
-its own. In place of `variants` a `grid` of two keys, each with its values, crosses them.
+training study every dotted key of the configuration. Both take `budget.` with a field of `Budget`, where a variant
+needs its own. In place of `variants` a `grid` of two keys, each with its values, crosses them.
 """
 
 from __future__ import annotations
