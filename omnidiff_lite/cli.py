@@ -7,7 +7,7 @@ import sys
 
 from omnidiff_lite import __version__
 # Imported for what they register, in the order of the help.
-from omnidiff_lite import cli_use, cli_parts, cli_plan  # noqa: F401
+from omnidiff_lite import cli_use, cli_parts, cli_ablate, cli_plan  # noqa: F401
 from omnidiff_lite.cli_registry import COMMANDS
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from omnidiff_lite.cli_registry import arguments, command, load, preset_arguments
+from omnidiff_lite.cli_registry import arguments, command, load, overrides, preset_arguments
 
 
 def _data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,12 +78,15 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
          "omnidiff train --preset smoke --stage 1 --set training.gamma=0.3")
 @arguments(_train_arguments)
 def _train(options: argparse.Namespace) -> None:
+    import time
+
     from omnidiff_lite.artifacts import Artifacts
     from omnidiff_lite.data.encode import by_task
-    from omnidiff_lite.provenance import config_hash
+    from omnidiff_lite.provenance import config_hash, provenance
     from omnidiff_lite.training.stages import run_stage
+    from omnidiff_lite.weights import write_json
 
-    preset = load(options)
+    started, preset = time.time(), load(options)
     artifacts = Artifacts.of(preset.name)
     before = ("", "03_stage1_vision_language", "04_stage2_speech_vision_language")[options.stage - 1]
     init = options.init
@@ -93,4 +96,6 @@ def _train(options: argparse.Namespace) -> None:
     data = by_task(options.data) if options.data else None
     _, history = run_stage(preset, options.stage, _tokenizers(preset), init, out, artifacts.cache, options.seed,
                            datasets=data, resume=not options.fresh)
+    write_json(out / "provenance.json", provenance(preset, options.seed, started, stage=options.stage,
+                                                   overrides=overrides(options)))
     print(f"stage {options.stage}: last loss {history['loss'].iloc[-1]:.3f}; {out}")

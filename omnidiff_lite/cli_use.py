@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from omnidiff_lite.cli_registry import arguments, command, load, preset_arguments
+from omnidiff_lite.cli_registry import arguments, command, load, overrides, preset_arguments
 
 
 def _reproduce_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,24 +98,51 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="a jsonl file of yours, in place of the world's test split")
     parser.add_argument("--items", type=int, default=0, help="how many (default: the preset's, or the whole file)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="a .json file for the records, with their provenance")
 
 
-@command("evaluate", "Score a checkpoint on one task, with intervals.", "omnidiff evaluate asr --items 20")
+@command("evaluate", "Score a checkpoint on one task, with intervals.",
+         "omnidiff evaluate t2i --preset cpu --set decoding.t2i.steps=16 --out t2i.json")
 @arguments(_evaluate_arguments)
 def _evaluate(options: argparse.Namespace) -> None:
+    import time
+
     from omnidiff_lite.artifacts import Artifacts
     from omnidiff_lite.data.jsonl import read_samples
+    from omnidiff_lite.evaluation.records import with_provenance, write_records
     from omnidiff_lite.evaluation.suite import evaluate_task, finished_system
     from omnidiff_lite.evaluation.tables import comparison, to_markdown
+    from omnidiff_lite.provenance import provenance
     from omnidiff_lite.world.dataset import samples
 
-    preset = load(options)
+    started, preset, changes = time.time(), load(options), overrides(options)
+    decoding = _decoding(changes, options.task, preset)
     model, judges = finished_system(preset, Artifacts.of(preset.name))
     if options.data:
         items = read_samples(options.data)[:options.items or None]
     else:
         items = samples(options.task, "test", options.items or preset.evaluation.items, options.seed, preset.world)
-    print(to_markdown(comparison(evaluate_task(options.task, model, judges, items, preset, options.seed))))
+    records = evaluate_task(options.task, model, judges, items, preset, options.seed, decoding)
+    print(to_markdown(comparison(records)))
+    if options.out:
+        origin = provenance(preset, options.seed, started, task=options.task, overrides=changes)
+        print(write_records(options.out, with_provenance(records, origin)))
+
+
+def _decoding(changes: dict[str, Any], task: str, preset: Any) -> dict[str, Any]:
+    """Those of `changes` that are settings of decoding. Raises `ConfigError` for a wrong one, and for a change that a
+    finished checkpoint's evaluation would not notice."""
+    from omnidiff_lite.ablation.decoding import check_decoding
+    from omnidiff_lite.config import ConfigError
+
+    own = f"decoding.{task}."
+    for key in changes:
+        if not key.startswith(("evaluation.", "world.", "judges.", own)):
+            raise ConfigError(f"{key} has no effect on evaluating {task}: change keys of evaluation, world, judges or "
+                              f"decoding.{task}")
+    decoding = {key.removeprefix(own): value for key, value in changes.items() if key.startswith(own)}
+    check_decoding(task, decoding, replace(preset, decoding={}))
+    return decoding
 
 
 def _benchmark_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,6 +17,17 @@ from omnidiff_lite.strict import ConfigError, from_dict, to_dict
 __all__ = ["ConfigError", "Preset", "from_dict", "load_preset", "preset_names", "to_dict"]
 PRESETS = Path(__file__).parent / "presets"
 
+
+def within(config: Any, **limits: tuple[float, float]) -> None:
+    """Raises `ConfigError` for a field of `config` outside of its limits, both of which it may be."""
+    for name, (low, high) in limits.items():
+        value = getattr(config, name)
+        if not low <= value <= high:
+            wanted = f"at least {low:g}" if high == ENDLESS else f"{low:g} to {high:g}"
+            raise ConfigError(f"{name}: expected {wanted}, got {value:g}")
+
+
+ENDLESS = float("inf")
 Task = Literal["text_qa", "captioning", "vqa", "t2i", "asr", "tts", "sqa", "svqa", "s2i"]
 
 
@@ -32,6 +43,10 @@ class Budget:
     items: int = 1000  # training items drawn from the world
     precision: Literal["bf16", "fp32"] = "fp32"  # of the matrix products
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: of the inner matrices (the rest stays with AdamW)
+
+    def __post_init__(self) -> None:
+        within(self, steps=(0, ENDLESS), batch=(1, ENDLESS), learning_rate=(0, ENDLESS), warmup=(0, 1),
+               weight_decay=(0, ENDLESS), items=(1, ENDLESS))
 
 
 @dataclass(frozen=True)
@@ -195,6 +210,10 @@ class StageConfig:
     evenness: float = 0.0  # a token weighs 1 / answer length ** this: 0 all tokens alike (released), 1 all answers alike
     mix: dict[Task, float] = field(default_factory=dict)  # task -> share of the samples
 
+    def __post_init__(self) -> None:
+        within(self, steps=(0, ENDLESS), rows=(1, ENDLESS), learning_rate=(0, ENDLESS), warmup=(0, 1), final=(0, 1),
+               evenness=(0, ENDLESS))
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -219,6 +238,10 @@ class TrainingConfig:
     stage1: StageConfig = StageConfig()
     stage2: StageConfig = StageConfig()
     stage3: StageConfig = StageConfig(learning_rate=1e-5)
+
+    def __post_init__(self) -> None:
+        within(self, length=(1, ENDLESS), gamma=(0, 1), max_tail_pads=(0, ENDLESS), weight_decay=(0, ENDLESS),
+               clip=(0, ENDLESS), processes=(1, ENDLESS), micro_rows=(0, ENDLESS), checkpoint_every=(1, ENDLESS))
 
 
 @dataclass(frozen=True)
@@ -255,6 +278,9 @@ class EvaluationConfig:
     batch: int = 16
     steps: tuple[int, ...] = (256, 50, 10, 4, 1)  # table 3, image rows; the paper has the first three
     ratios: tuple[float, ...] = (0.5, 0.25, 0.125)  # table 3, speech rows, of the length L
+
+    def __post_init__(self) -> None:
+        within(self, items=(1, ENDLESS), bootstrap=(1, ENDLESS), batch=(1, ENDLESS))
 
 
 @dataclass(frozen=True)

@@ -105,13 +105,15 @@ def decoding_orders(maps: dict[str, np.ndarray]) -> Figure:
     return figure
 
 
-def intervals(rows: pd.DataFrame, title: str = "", xlabel: str = "") -> Figure:
-    """Dots with 95 % intervals; `rows` has the columns label, value, low, high."""
+def intervals(rows: pd.DataFrame, title: str = "", xlabel: str = "", zero: bool = False) -> Figure:
+    """Dots with 95 % intervals; `rows` has the columns label, value, low, high. `zero`: a line at no difference."""
     rows = rows.dropna(subset=["value"]).iloc[::-1].astype({"low": float, "high": float})  # no interval: None
     figure, axis = plt.subplots(figsize=(6, 0.6 + 0.3 * len(rows)))
     low, high = rows["value"] - rows["low"], rows["high"] - rows["value"]
     axis.errorbar(rows["value"], range(len(rows)), xerr=[low.clip(lower=0), high.clip(lower=0)], fmt="o",
                   color=PALETTE["text"], ecolor="#9db7d5", capsize=2)
+    if zero:
+        axis.axvline(0, color="#999999", lw=1)
     axis.set_yticks(range(len(rows)), rows["label"])
     axis.set(xlabel=xlabel, title=title)
     return figure
@@ -188,11 +190,12 @@ def quality_latency(points: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
 
 
 def heat_map(values: pd.DataFrame, notes: pd.DataFrame | None = None, title: str = "", xlabel: str = "",
-             ylabel: str = "") -> Figure:
-    """Percentages 0..100 as colours; NaN stays blank. `notes`: words below each number, a frame of the same shape."""
+             ylabel: str = "", limits: tuple[float, float] = (0, 100), label: str = "percent right") -> Figure:
+    """Numbers as colours between `limits`; NaN stays blank. `notes`: words below each, a frame of the same shape."""
     rows, columns = values.shape
+    dark, digits = limits[0] + 0.55 * (limits[1] - limits[0]), 0 if limits[1] - limits[0] > 10 else 2
     figure, axis = plt.subplots(figsize=(1.6 + 1.0 * columns, 1.2 + 0.5 * rows))
-    shown = axis.imshow(values.to_numpy(float), cmap="YlGnBu", vmin=0, vmax=100, aspect="auto")
+    shown = axis.imshow(values.to_numpy(float), cmap="YlGnBu", vmin=limits[0], vmax=limits[1], aspect="auto")
     axis.set_xticks(range(columns), [name.replace(" + ", "\n+ ") for name in values.columns], fontsize=8)
     axis.set_yticks(range(rows), values.index, fontsize=8)
     axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
@@ -200,10 +203,10 @@ def heat_map(values: pd.DataFrame, notes: pd.DataFrame | None = None, title: str
     for row in range(rows):
         for column in range(columns):
             value, note = values.iat[row, column], "" if notes is None else f"\n{_wrapped(notes.iat[row, column], 15)}"
-            text = "–" if pd.isna(value) else f"{value:.0f}{note}"
+            text = "–" if pd.isna(value) else f"{value:.{digits}f}{note}"
             axis.text(column, row, text, ha="center", va="center", fontsize=7,
-                      color="white" if value > 55 else "#bbbbbb" if pd.isna(value) else "black")
-    figure.colorbar(shown, ax=axis, label="percent right")
+                      color="white" if value > dark else "#bbbbbb" if pd.isna(value) else "black")
+    figure.colorbar(shown, ax=axis, label=label)
     return figure
 
 

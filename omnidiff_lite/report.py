@@ -21,6 +21,7 @@ _MEDIA = {".png": ("img", "image/png"), ".wav": ("audio", "audio/wav")}
 def write_report(artifacts: Artifacts) -> Path:
     """Write the page from what the run left on disk, and return its path."""
     sections = [("Notebooks", _road(artifacts)), ("Aims", _aims(artifacts)), ("Tables", _tables(artifacts)),
+                ("Ablations", _ablations(artifacts)),
                 ("Figures", _gallery(artifacts.figures)), ("Samples", _gallery(artifacts.samples)),
                 ("Provenance", _provenance(artifacts))]
     body = "\n".join(f"<h2>{title}</h2>\n{content}" for title, content in sections if content)
@@ -55,6 +56,20 @@ def _aims(artifacts: Artifacts) -> str:
 
 def _tables(artifacts: Artifacts) -> str:
     return "\n".join(f"<h3>{path.stem}</h3>{_html(path.read_text())}" for path in sorted(artifacts.tables.glob("*.md")))
+
+
+def _ablations(artifacts: Artifacts) -> str:
+    """Each study's question, base, effects and conclusion; then the paper against its released code."""
+    from omnidiff_lite.ablation.differences import difference_table
+    from omnidiff_lite.ablation.results import effect_lines, finished_studies, study_of
+
+    found = finished_studies(artifacts.metrics)
+    parts = [f"<h3>{html.escape(study.name)}</h3><p>{html.escape(study.question)}</p>"
+             f"{effect_lines(records).to_html(index=False)}<p>{html.escape(study.conclude)}</p>"
+             for records in found.values() for study in [study_of(records)]]
+    if parts:
+        parts.append(f"<h3>paper against released code</h3>{difference_table(artifacts.metrics).to_html(index=False)}")
+    return "\n".join(parts)
 
 
 def _html(markdown: str) -> str:

@@ -20,6 +20,7 @@ from typing import Any, Iterator
 
 import nbformat
 
+from omnidiff_lite.ablation.study import shipped_studies
 from omnidiff_lite.artifacts import CLONE, Artifacts
 from omnidiff_lite.config import Preset, load_preset
 from omnidiff_lite.freshness import Step, digest, outputs, read_stamp, stale, stamp_path, step_key
@@ -50,7 +51,9 @@ ROAD = (
     Step("09_table3_sampling", (CHECKPOINT, JUDGES), uses=(TWIN,)),
     Step("10_figures", (CHECKPOINT,), uses=(TWIN,)),
     Step("15_digest_claims", (CHECKPOINT, JUDGES), uses=(TWIN,)),
-    Step("11_ablations", ("work/tokenizers",)),
+    Step("11_ablations", (CHECKPOINT, JUDGES),
+         reads=("omnidiff_lite/ablation/studies", "omnidiff_lite/ablation/differences.yaml"),
+         metrics=tuple(f"ablation_{name}" for name in shipped_studies())),
     Step("12_full_scale",
          reads=("tests/golden", "omnidiff_lite/presets/full.yaml", "omnidiff_lite/presets/smoke.yaml")),
     Step("13_any_to_any", (CHECKPOINT, JUDGES), metrics=("table1_speech", "table2_vision", "table3_sampling")),

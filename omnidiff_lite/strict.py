@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
 
@@ -24,7 +25,15 @@ def from_dict(cls: type, tree: Any, where: str = "") -> Any:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
             raise ConfigError(f"unknown key {_join(where, key)!r}{hint}")
-    return cls(**{key: _convert(hints[key], value, _join(where, key)) for key, value in tree.items()})
+    absent = [f.name for f in dataclasses.fields(cls) if f.name not in tree
+              and f.default is f.default_factory is dataclasses.MISSING]
+    if absent:
+        raise ConfigError(f"{where or cls.__name__}: {', '.join(absent)} missing")
+    values = {key: _convert(hints[key], value, _join(where, key)) for key, value in tree.items()}
+    try:
+        return cls(**values)
+    except ConfigError as error:  # of a value out of range, which names its field
+        raise ConfigError(_join(where, error)) from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -54,15 +63,25 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{where}: expected a list, got {value!r}")
         return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is dict:
+    if origin in (dict, Mapping):
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: expected a mapping, got {value!r}")
         return {_convert(args[0], k, where): _convert(args[1], v, _join(where, k)) for k, v in value.items()}
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        return _convert(next(a for a in args if a is not type(None)), value, where)
+        return _alternative([a for a in args if a is not type(None)], value, where)
     return _scalar(hint, value, where)
+
+
+def _alternative(hints: list[Any], value: Any, where: str) -> Any:
+    """`value` as the first of `hints` that it fits."""
+    for hint in hints[:-1]:
+        try:
+            return _convert(hint, value, where)
+        except ConfigError:
+            continue
+    return _convert(hints[-1], value, where)
 
 
 def _scalar(hint: Any, value: Any, where: str) -> Any:

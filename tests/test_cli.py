@@ -51,6 +51,8 @@ def test_a_users_own_folder_is_tokenized_and_trained_on(results, tmp_path, capsy
     assert main(["train", "--preset", str(results), "--stage", "1", "--data", *files, *change]) == 0
     assert "last loss" in capsys.readouterr().out
     assert list((Artifacts.of("tiny").work / "train").glob("stage1-*/denoiser/model.safetensors"))
+    (origin,) = (Artifacts.of("tiny").work / "train").glob("stage1-*/provenance.json")
+    assert json.loads(origin.read_text())["overrides"]["training.stage1.mix.t2i"] == 0
     assert main(["train", "--preset", str(results), "--stage", "1", "--data", *files, *change]) == 0, "it resumes"
 
 
@@ -76,6 +78,13 @@ def test_a_timing_is_shown_and_filed_under_its_own_name(results, capsys):
     (["table", "1", "--preset", "nonsense"], "no preset 'nonsense'"),
     (["train", "--stage", "1", "--set", "training.gamma=["], "is no value"),
     (["evaluate", "asr"], "run notebook 05"),
+    (["evaluate", "asr", "--set", "decoding.asr.stepz=4"], "unknown key 'stepz'; did you mean 'steps'"),
+    (["evaluate", "asr", "--set", "decoding.asr.temperature=-1"], "temperature: expected at least 0"),
+    (["evaluate", "asr", "--set", "training.gamma=0.3"], "training.gamma has no effect on evaluating asr"),
+    (["train", "--stage", "1", "--set", "training.gamma=3"], "training.gamma: expected 0 to 1, got 3"),
+    (["ablate", "no_such_study"], "no study 'no_such_study'"),
+    (["ablate", "steps_speech"], "run notebook 05"),
+    (["ablate", "tail_pads", "--set", "training.stage1.rows=0"], "training.stage1.rows: expected at least 1"),
     (["benchmark", "pope", "nowhere"], "nowhere: no such folder; give the directory of pope"),
     (["generate"], "no input"),
     (["generate", "--text", "hi"], "make reproduce"),

@@ -171,7 +171,7 @@ class Decoder:
         if config.position_penalty != 1:
             logits = filters.position_penalty(logits, sequence, position, config)
         uniform = self._uniform(sequence) if config.temperature > 0 else None
-        return filters.score(logits, uniform, config, head.full)
+        return filters.score(logits, uniform, config, head.full, position)
 
     def _uniform(self, sequence: Tensor) -> Tensor:
         counts = sequence.bincount(minlength=len(self.lengths)).tolist()

@@ -128,14 +128,14 @@ class Scores:
 
 
 def score(logits: Tensor, uniform: Tensor | None, config: DecodingConfig,
-          name: Callable[[Tensor], Tensor] = Tensor.cpu) -> Scores:
+          name: Callable[[Tensor], Tensor] = Tensor.cpu, position: Tensor | None = None) -> Scores:
     """Candidate and confidence of filtered rows. `uniform` [M] in 0..1: where to draw, None: the likeliest token.
 
-    `name`: columns -> ids on the CPU, where the columns are no ids.
+    `name`: columns -> ids on the CPU, where the columns are no ids. `position` [M]: places in the answer.
     """
     probabilities = logits.softmax(-1)
     tokens = probabilities.argmax(-1) if uniform is None else draw(probabilities, uniform.to(logits.device))
-    sure = confidence(probabilities, tokens, config.algorithm).cpu()
+    sure = confidence(probabilities, tokens, config.algorithm, position).cpu()
     entropy = None
     if config.entropy_bound is not None:
         entropy = -(sure if config.algorithm == "entropy" else confidence(probabilities, tokens, "entropy").cpu())
@@ -152,15 +152,45 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     return torch.where(empty, probabilities.argmax(-1), token)
 
 
-def confidence(probabilities: Tensor, tokens: Tensor, algorithm: str) -> Tensor:
-    """How sure each row is, higher = surer, [M]; of the filtered and penalised distribution.
+# --- the order of decoding --------------------------------------------------------------------------------------------
 
-    "confidence" (and "random"): the candidate's probability. "margin": first minus second. "entropy": minus the
-    entropy, sum p log p (equation 2).
+Order = Callable[[Tensor, Tensor, Tensor], Tensor]
+ORDERS: dict[str, Order] = {}
+
+
+def order(name: str) -> Callable[[Order], Order]:
+    """Register an order of decoding: `DecodingConfig(algorithm=name)` then decodes by it.
+
+    The decorated function says how sure each masked position is, higher = decided earlier, [M]: from its filtered and
+    penalised distribution [M,V], its candidate [M] and its place in the answer [M].
     """
-    if algorithm == "margin":
-        best = probabilities.topk(min(2, probabilities.shape[-1]), dim=-1).values
-        return best[:, 0] - best[:, 1:].sum(-1)
-    if algorithm == "entropy":
-        return (probabilities * (probabilities + 1e-10).log()).sum(-1)
+    def register(function: Order) -> Order:
+        ORDERS[name] = function
+        return function
+    return register
+
+
+@order("confidence")
+@order("random")  # the decoder itself draws who comes next
+def likeliest(probabilities: Tensor, tokens: Tensor, position: Tensor) -> Tensor:
+    """The candidate's probability."""
     return probabilities.gather(-1, tokens[:, None]).squeeze(-1)
+
+
+@order("margin")
+def margin(probabilities: Tensor, tokens: Tensor, position: Tensor) -> Tensor:
+    """The first probability minus the second."""
+    best = probabilities.topk(min(2, probabilities.shape[-1]), dim=-1).values
+    return best[:, 0] - best[:, 1:].sum(-1)
+
+
+@order("entropy")
+def negative_entropy(probabilities: Tensor, tokens: Tensor, position: Tensor) -> Tensor:
+    """Minus the entropy, sum p log p (equation 2)."""
+    return (probabilities * (probabilities + 1e-10).log()).sum(-1)
+
+
+def confidence(probabilities: Tensor, tokens: Tensor, algorithm: str, position: Tensor | None = None) -> Tensor:
+    """How sure each row is by the order `algorithm`, [M]; `position` [M]: its place in the answer (default: in turn)."""
+    position = torch.arange(len(tokens)) if position is None else position
+    return ORDERS[algorithm](probabilities, tokens, position.to(tokens.device))

@@ -170,8 +170,10 @@ def _candidates(probabilities: Tensor, config: DecodingConfig, generator: torch.
         sure = ordered[:, 0] - ordered[:, 1]
     elif config.algorithm == "entropy":
         sure = (probabilities * (probabilities + 1e-10).log()).sum(-1)
-    else:
+    elif config.algorithm in ("confidence", "random"):
         sure = probabilities.gather(1, tokens[:, None]).squeeze(1)
+    else:
+        raise ConfigError(f"the plain decoder knows the released orders, not {config.algorithm!r}")
     return tokens.cpu(), sure.cpu()
 
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from omnidiff_lite.config import ConfigError
+from omnidiff_lite.diffusion.filters import ORDERS
 from omnidiff_lite.vocabulary import Vocabulary
-
-ALGORITHMS = ("random", "confidence", "margin", "entropy")
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +19,7 @@ class DecodingConfig:
 
     length: int | None = None  # masks at the start; None: the caller gives lengths or a canvas
     steps: int | float | None = None  # a count; or a share of the length, up to 1.0; None: one step a token
-    algorithm: Literal["random", "confidence", "margin", "entropy"] = "entropy"  # which positions come first
+    algorithm: str = "entropy"  # which positions come first: an order of `filters.ORDERS`
     temperature: float = 0.0  # 0 = the likeliest token
     top_p: float | None = None
     top_k: int | None = None
@@ -50,7 +49,7 @@ class DecodingConfig:
         _check("length", self.length is None or self.length >= 1, self.length, "at least 1, or None")
         _check("steps", steps is None or steps >= 1 or (isinstance(steps, float) and 0 < steps), steps,
                "at least 1, a share of the length such as 0.5, or None")
-        _check("algorithm", self.algorithm in ALGORITHMS, self.algorithm, f"one of {', '.join(ALGORITHMS)}")
+        _check("algorithm", self.algorithm in ORDERS, self.algorithm, f"one of {', '.join(ORDERS)}")
         _check("temperature", self.temperature >= 0, self.temperature, "at least 0")
         _check("top_p", self.top_p is None or 0 < self.top_p <= 1, self.top_p, "above 0 and at most 1, or None")
         _check("top_k", self.top_k is None or self.top_k >= 1, self.top_k, "at least 1, or None")

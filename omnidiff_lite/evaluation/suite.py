@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
+
+import pandas as pd
 
 import torch
 
@@ -56,24 +59,31 @@ def twin_or_reason(model: OmniDiffusion, artifacts: Artifacts) -> OmniDiffusion 
 
 
 def evaluate_task(task: str, model: Model, judges: Judges, samples: Sequence[Sample], preset: Preset,
-                  seed: int = 0) -> list[Record]:
-    """Records of one task on `samples`, of the embedded world or of a user's own files.
+                  seed: int = 0, decoding: Mapping[str, Any] | None = None) -> list[Record]:
+    """Records of one task on `samples`, as `evaluate_items` makes them."""
+    return evaluate_items(task, model, judges, samples, preset, seed, decoding)[0]
 
-    Pictures are read back into scenes only where the samples carry their scene. Raises `ValueError` for a sample
-    without the reference that its task needs.
+
+def evaluate_items(task: str, model: Model, judges: Judges, samples: Sequence[Sample], preset: Preset, seed: int = 0,
+                   decoding: Mapping[str, Any] | None = None) -> tuple[list[Record], pd.DataFrame]:
+    """Records of one task on `samples`, of the embedded world or of a user's own files; and one row an item.
+
+    Pictures are read back into scenes only where the samples carry their scene. `decoding`: fields of DecodingConfig
+    that differ from the model's own. Raises `ValueError` for a sample without the reference that its task needs.
     """
-    settings, samples = Settings.of(preset, seed=seed), [with_references(sample) for sample in samples]
+    settings = Settings.of(preset, seed=seed, decoding=decoding)
+    samples = [with_references(sample) for sample in samples]
     world = preset.world if all("scene" in sample.meta for sample in samples) else None
     if task == "asr":
-        return evaluate_asr(model, samples, settings)[0]
+        return evaluate_asr(model, samples, settings)
     if task == "tts":
-        return evaluate_tts(model, judges.recognition, samples, settings)[0]
+        return evaluate_tts(model, judges.recognition, samples, settings)
     if task == "captioning":
-        return evaluate_captioning(model, samples, settings)[0]
+        return evaluate_captioning(model, samples, settings)
     if task in ("t2i", "s2i"):
-        return (evaluate_t2i if task == "t2i" else evaluate_s2i)(model, judges, samples, settings, world=world)[0]
+        return (evaluate_t2i if task == "t2i" else evaluate_s2i)(model, judges, samples, settings, world=world)
     judge = judges.recognition if task in ("sqa", "svqa") else None
-    return evaluate_answers(model, samples, settings, task=task, judge=judge)[0]
+    return evaluate_answers(model, samples, settings, task=task, judge=judge)
 
 
 def with_references(sample: Sample) -> Sample:
