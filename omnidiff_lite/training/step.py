@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from omnidiff_lite.backbone import Denoiser
 from omnidiff_lite.chat import IGNORE
@@ -80,7 +81,7 @@ class Stepper:
         losses, counts = self._sum(sums).tolist()
         tokens, seconds = sum(row.tokens for row in rows), time.perf_counter() - begun
         self.seconds += seconds
-        figures = {"loss": sum(losses) / max(1, sum(counts)), "learning_rate": rate, "gradient_norm": float(norm),
+        figures = {"loss": sum(losses) / max(1, sum(counts)), "learning_rate": rate, "gradient_norm": float(norm.full_tensor() if isinstance(norm, DTensor) else norm),
                    "tokens": tokens, "scored": int(sum(counts)), "efficiency": efficiency(rows),
                    "tokens_per_second": tokens / seconds, "data_seconds": data_seconds, "seconds": self.seconds}
         if not math.isfinite(figures["loss"] + figures["gradient_norm"]):

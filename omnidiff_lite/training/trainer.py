@@ -25,7 +25,6 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import Tensor
 from tqdm import tqdm
 
@@ -36,6 +35,7 @@ from omnidiff_lite.data.packing import PackedStream, pack_all
 from omnidiff_lite.provenance import source_hash
 from omnidiff_lite.training.batches import choose_scored, collate
 from omnidiff_lite.training.checkpoint import Checkpoints, Optimizers
+from omnidiff_lite.training.launch import Expected, begin
 from omnidiff_lite.training.log import StepLog, read_log
 from omnidiff_lite.training.optimizers import make_optimizers
 from omnidiff_lite.training.step import AnswerLoss, Stepper, TrainingError
@@ -68,7 +68,8 @@ def learning_rate(config: StageConfig, step: int) -> float:
 
 
 def train_stage(preset: Preset, stage: int, denoiser: Denoiser, datasets: Datasets, out_dir: str | Path, seed: int = 0,
-                resume: Resume = True, progress: bool = True, stop_after: int | None = None) -> pd.DataFrame:
+                resume: Resume = True, progress: bool = True, stop_after: int | None = None,
+                expected: Expected = Expected()) -> pd.DataFrame:
     """Train `denoiser` in place; returns one row a step, as in `out_dir/log.csv`. Leaves it in eval mode.
 
     `datasets`: encoded samples by task, at least those of the stage's mix. `resume`: True goes on from the newest good
@@ -78,7 +79,7 @@ def train_stage(preset: Preset, stage: int, denoiser: Denoiser, datasets: Datase
     Raises `TrainingError`, `PackingError`, `CheckpointError`.
     """
     config, plan = preset.training, stage_config(preset, stage)
-    accelerator = _accelerator(plan)
+    accelerator = begin(config, plan.rows, expected)
     stream = PackedStream(datasets, plan.mix, config.length, plan.rows, seed, **_packing(config, denoiser.config))
     checkpoints = Checkpoints(Path(out_dir) / "checkpoints", fingerprint(preset, stage, denoiser, stream))
     module, *optimizers = accelerator.prepare(AnswerLoss(denoiser, config.precision),
@@ -153,18 +154,6 @@ def _digest(arrays: Iterable[Tensor | np.ndarray]) -> str:
         tensor = torch.as_tensor(array).detach().cpu().contiguous()
         digest.update(tensor.flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
-
-
-def _accelerator(plan: StageConfig) -> Accelerator:
-    """Whatever `accelerate launch` set up, checked. Mixed precision is `AnswerLoss`'s own affair."""
-    accelerator = Accelerator()
-    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise TrainingError(f"{accelerator.distributed_type.value} keeps optimizer states that these checkpoints "
-                            "cannot hold; use FSDP (accelerate config) to shard")
-    if plan.rows % accelerator.num_processes:
-        raise TrainingError(f"{plan.rows} rows a step do not divide among {accelerator.num_processes} processes; "
-                            "change the stage's rows")
-    return accelerator
 
 
 def _resume(checkpoints: Checkpoints, denoiser: Denoiser, optimizers: Optimizers, resume: Resume,
