@@ -12,12 +12,19 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed
 import torch.multiprocessing
+
+Item = TypeVar("Item")
+
+
+class TogetherError(RuntimeError):
+    """One of several processes failed in what all of them do; the message says which, and why."""
 
 
 def side_by_side(workers: int | None = None) -> ProcessPoolExecutor:
@@ -54,10 +61,61 @@ def usable(processes: int) -> int:
 def together(processes: int, function: Callable[[], Any]) -> None:
     """Call `function` in `processes` new processes that form one group over gloo, as `torchrun` would start them.
 
-    Nothing is returned: what the function makes, it writes. One that fails ends the others, and its error is raised.
+    Nothing is returned: what the function makes, it writes. One that fails or is killed ends the others. Raises
+    `TogetherError` saying which, and how.
     """
     cores = max(1, (os.cpu_count() or 1) // processes)
-    torch.multiprocessing.spawn(_member, (processes, _free_port(), cores, function), nprocs=processes)
+    try:
+        torch.multiprocessing.spawn(_member, (processes, _free_port(), cores, function), nprocs=processes)
+    except torch.multiprocessing.ProcessExitedException as error:
+        how = f"was killed ({error.signal_name}; often because memory ran out)" if error.signal_name else (
+            f"ended with exit status {error.exit_code}")
+        raise TogetherError(f"process {error.error_index} of {processes} {how}; the same call goes on from the last "
+                            "checkpoint") from error
+    except torch.multiprocessing.ProcessRaisedException as error:  # whose text is the other's whole traceback
+        *_, cause = str(error).strip().splitlines()
+        raise TogetherError(f"process {error.error_index} of {processes}: {cause}") from error
+
+
+def is_first() -> bool:
+    """Whether this is the first of its processes, or the only one."""
+    return _rank() == 0
+
+
+def share(items: Sequence[Item]) -> Sequence[Item]:
+    """Every n-th of `items`, this process's own; all of them where it is alone."""
+    return items[_rank()::_size()]
+
+
+def gathered(value: Item) -> list[Item]:
+    """The value of each process, in their order; all must call it."""
+    if _size() == 1:
+        return [value]
+    values: list[Item] = [value] * _size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+@contextlib.contextmanager
+def agreed() -> Iterator[None]:
+    """All processes leave the block well, or all with `TogetherError`: none waits for one that is gone."""
+    cause: Exception | None = None
+    try:
+        yield
+    except Exception as error:  # whatever it was, the others must hear of it
+        cause = error
+    told = gathered(cause and (str(cause) or type(cause).__name__))
+    causes = [f"process {rank}: {text}" if len(told) > 1 else text for rank, text in enumerate(told) if text]
+    if causes:
+        raise TogetherError("; ".join(causes)) from cause
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def _size() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 @contextlib.contextmanager
