@@ -69,6 +69,7 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--part", help="which part: denoiser, text_tokenizer, image_tokenizer, speech_encoder, "
                         "speech_tokenizer or speech_decoder")
     parser.add_argument("--system", help="all parts at once: a system.yaml, or a directory with them side by side")
+    parser.add_argument("--checkpoint", help="one checkpoint of a training run, sharded or not, to make a denoiser of")
     parser.add_argument("--dtype", help="of the written weights: float32, bfloat16 or float16 (default: the denoiser's "
                         "as stored, the others' float32)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
@@ -78,13 +79,18 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
          "omnidiff convert glm-4-voice-decoder/ --part speech_decoder --out system/speech_decoder")
 @arguments(_convert_arguments)
 def _convert(options: argparse.Namespace) -> None:
-    if (options.source is None) == (options.system is None) or (options.source is None) != (options.part is None):
-        raise ValueError("give either a source with --part, or --system")
+    given = [options.source, options.system, options.checkpoint]
+    if sum(source is not None for source in given) != 1 or (options.source is None) != (options.part is None):
+        raise ValueError("give one of: a source with --part, --system, --checkpoint")
     from omnidiff_lite.pipeline.convert import convert_part, convert_system
     from omnidiff_lite.pipeline.loading import dtype_of
+    from omnidiff_lite.training.shards import denoiser_of
 
     dtype = dtype_of(options.dtype) if options.dtype else None
-    if options.system is not None:
+    if options.checkpoint is not None:
+        denoiser_of(options.checkpoint, *[dtype] * bool(dtype)).save_pretrained(options.out)
+        print(options.out)
+    elif options.system is not None:
         print(convert_system(options.system, options.out, dtype))
     else:
         print(convert_part(options.part, options.source, options.out, dtype))

@@ -17,7 +17,7 @@ from omnidiff_lite.config import Preset
 from omnidiff_lite.data.encode import EncodedSample, build_dataset
 from omnidiff_lite.training.batches import derive_seed
 from omnidiff_lite.training.checkpoint import weights
-from omnidiff_lite.training.launch import Expected
+from omnidiff_lite.training.launch import Expected, begin
 from omnidiff_lite.training.log import read_log
 from omnidiff_lite.training.processes import together, usable
 from omnidiff_lite.training.step import TrainingError
@@ -59,7 +59,9 @@ def run_stage(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser
     Under FSDP2 the denoiser comes back sharded; the saved one is whole.
     Raises `TrainingError` for a missing `init` or a task without a number of samples.
     """
-    mix = stage_config(preset, stage).mix
+    mix, processes = stage_config(preset, stage).mix, usable(preset.training.processes)
+    if processes == 1:
+        begin(preset.training, stage_config(preset, stage).rows, expected)  # before hours of work on data
     denoiser = _start(preset, stage, tokenizers, init, seed, causal)
     again = partial(run_stage, preset, stage, tokenizers, init, out_dir, cache_dir, seed, datasets=datasets,
                     held_out=held_out, resume=resume, progress=progress, stop_after=stop_after, causal=causal,
@@ -67,7 +69,6 @@ def run_stage(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser
     if datasets is None:
         datasets, held_out = (world_data(preset, tokenizers, mix, split, seed, cache_dir, workers, progress)
                                for split in ("train", "validation"))
-    processes = usable(preset.training.processes)
     if processes > 1:  # each reads the world's data from the cache, where they are by now
         del datasets, held_out
         together(processes, again)
