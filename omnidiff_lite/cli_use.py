@@ -104,7 +104,8 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
 
 
-@command("evaluate", "Score a checkpoint on one task, with intervals.", "omnidiff evaluate asr --items 20")
+@command("evaluate", "Score a checkpoint on one task, with intervals; several processes (torchrun) share the items.",
+         "omnidiff evaluate asr --items 20")
 @arguments(_evaluate_arguments)
 def _evaluate(options: argparse.Namespace) -> None:
     from omnidiff_lite.artifacts import Artifacts
@@ -112,15 +113,20 @@ def _evaluate(options: argparse.Namespace) -> None:
     from omnidiff_lite.data.jsonl import read_samples
     from omnidiff_lite.evaluation.suite import evaluate_task, finished_system
     from omnidiff_lite.evaluation.tables import comparison, to_markdown
+    from omnidiff_lite.training.launch import join
+    from omnidiff_lite.training.processes import is_first
     from omnidiff_lite.world.dataset import samples
 
+    join()
     preset = load_preset(options.preset)
     model, judges = finished_system(preset, Artifacts.of(preset.name))
     if options.data:
         items = read_samples(options.data)[:options.items or None]
     else:
         items = samples(options.task, "test", options.items or preset.evaluation.items, options.seed, preset.world)
-    print(to_markdown(comparison(evaluate_task(options.task, model, judges, items, preset, options.seed))))
+    records = evaluate_task(options.task, model, judges, items, preset, options.seed)
+    if is_first():
+        print(to_markdown(comparison(records)))
 
 
 def _benchmark_arguments(parser: argparse.ArgumentParser) -> None:
@@ -144,12 +150,16 @@ def _benchmark(options: argparse.Namespace) -> None:
     from omnidiff_lite.evaluation.requests import Settings
     from omnidiff_lite.evaluation.suite import finished_system
     from omnidiff_lite.evaluation.tables import comparison, to_markdown
+    from omnidiff_lite.training.launch import join
+    from omnidiff_lite.training.processes import is_first
 
+    join()
     preset = load_preset(options.preset)
     rows = read_benchmark(options.name, options.directory, options.items, part=options.part, pictures=options.pictures)
     model, judges = finished_system(preset, Artifacts.of(preset.name))
     records = evaluate_benchmark(options.name, model, judges, rows, Settings.of(preset, seed=options.seed))
-    print(to_markdown(comparison(records)))
+    if is_first():
+        print(to_markdown(comparison(records)))
 
 
 def _table_arguments(parser: argparse.ArgumentParser) -> None:

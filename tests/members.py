@@ -90,9 +90,9 @@ def no_number(rank: int) -> None:
 
 
 def full_disk(rank: int, which: int) -> None:
-    """The process `which` can write no file of more than 20 kB: enough for the log, too little for a checkpoint."""
+    """The process `which` can write no file of more than 30 kB: enough for the log, too little for a checkpoint."""
     if rank == which:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
 
 
 def killed(rank: int) -> None:
@@ -102,3 +102,41 @@ def killed(rank: int) -> None:
 
 FAILURES = {"ddp": {"no number": no_number, "full disk": partial(full_disk, which=0)},
             "fsdp2": {"no number": no_number, "full disk": partial(full_disk, which=1)}}
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+def scores(out: Path, items: int = 5) -> list[dict]:
+    """Records of two tasks by the shipped smoke system in float32; five items do not divide among two processes."""
+    from omnidiff_lite.artifacts import Artifacts
+    from omnidiff_lite.config import load_preset
+    from omnidiff_lite.evaluation.records import write_records
+    from omnidiff_lite.evaluation.suite import evaluate_task, finished_system
+    from omnidiff_lite.training.launch import join
+    from omnidiff_lite.training.processes import is_first
+    from omnidiff_lite.world.dataset import samples
+
+    join()
+    preset = load_preset("smoke", {"evaluation.batch": 2, "decoding.tts.steps": 4, "decoding.captioning.steps": 4})
+    model, judges = finished_system(preset, Artifacts.of("smoke"))
+    model.denoiser.float()
+    records = [record for task in ("captioning", "tts")
+               for record in evaluate_task(task, model, judges, samples(task, "test", items, 0, preset.world), preset)]
+    if is_first():
+        write_records(out / "records.json", records)
+    return records
+
+
+def refusing(out: Path) -> None:
+    """Of five items each process takes its own; the second one's last has no answer."""
+    from omnidiff_lite.training.launch import join
+    from omnidiff_lite.training.processes import over_processes
+
+    def double(numbers: range) -> list[int]:
+        if 4 in numbers:
+            raise ValueError("no answer to 4")
+        return [2 * n for n in numbers]
+
+    join()
+    assert over_processes(double, range(4)) == [0, 2, 4, 6] and over_processes(double, range(1)) == [0]
+    over_processes(double, range(5))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,13 +17,14 @@ import torch
 import toys
 from members import KINDS, OTHERWISE, STEPS
 
+from omnidiff_lite.artifacts import CLONE
 from omnidiff_lite.backbone import Denoiser
 from omnidiff_lite.cli import main
+from omnidiff_lite.evaluation.records import read_records
 from omnidiff_lite.provenance import PACKAGE
-from omnidiff_lite.training.checkpoint import Checkpoints
 from omnidiff_lite.training.launch import Expected
 from omnidiff_lite.training.log import read_log
-from omnidiff_lite.training.processes import TogetherError, together
+from omnidiff_lite.training.processes import TogetherError, over_processes, together
 from omnidiff_lite.training.shards import denoiser_of
 from omnidiff_lite.training.step import TrainingError
 
@@ -132,8 +134,6 @@ TOLD = {"no number": "TrainingError: step 15: the loss is nan (.*), the gradient
 @pytest.mark.parametrize("kind", members.FAILURES)
 @pytest.mark.parametrize("name", TOLD)
 def test_a_failure_is_named_to_all_and_costs_no_sample(failed, many, kind, name):
-    import re
-
     for rank in (0, 1):
         text = (failed / kind / f"{name} told {rank}.txt").read_text()
         assert re.match(TOLD[name].format(which=int(kind == "fsdp2")), text), text
@@ -159,10 +159,29 @@ def test_a_damaged_part_is_passed_over_by_all(many, tmp_path):
     assert_same(read_log(tmp_path / "run" / "log.csv"), read_log(many / "fsdp2" / "straight" / "log.csv"))
 
 
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+def test_two_processes_score_as_one_does(tmp_path):
+    """Answers, and the transcripts of a learned judge."""
+    together(2, partial(members.scores, tmp_path))
+    alone = members.scores(tmp_path / "alone")
+    assert {record.column for record in alone} >= {"tts_wer", "tts_silent"} and alone[0].n == 5
+    assert read_records(tmp_path / "records.json") == alone
+
+
+def test_an_error_of_one_process_is_told_to_all(tmp_path):
+    with pytest.raises(TogetherError, match="process . of 2: .*TogetherError: process 1: no answer to 4"):
+        together(2, partial(members.refusing, tmp_path))
+    assert over_processes(lambda part: [2 * n for n in part], range(3)) == [0, 2, 4]
+
+
 # --- the launch -------------------------------------------------------------------------------------------------------
 
 def launch(out: Path, *expect: str, cpu: str = "true") -> subprocess.CompletedProcess:
-    """The command of the README on two processes, with little to train."""
+    """The command of the README on two processes, with little to train; results beside `out`."""
+    results = out.with_name("results")
+    (results / "smoke").mkdir(parents=True)
+    (results / "smoke" / "checkpoint").symlink_to(CLONE / "results" / "smoke" / "checkpoint")
     quick = ["--set", "training.samples.text_qa=16", "--set", "training.stage1.mix.captioning=0",
              "--set", "training.stage1.mix.t2i=0", "--set", "training.stage1.steps=2", "--set", "evaluation.items=2"]
     return subprocess.run(
@@ -170,22 +189,22 @@ def launch(out: Path, *expect: str, cpu: str = "true") -> subprocess.CompletedPr
          "--num_processes", "2", "-m", "omnidiff_lite", "train", "--stage", "1", "--out", out, *quick,
          "--expect", *expect], capture_output=True, text=True, timeout=300,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")]),
-                          "ACCELERATE_USE_CPU": cpu, "OMP_NUM_THREADS": "1"})
+                          "OMNIDIFF_RESULTS": str(results), "ACCELERATE_USE_CPU": cpu, "OMP_NUM_THREADS": "1"})
 
 
 def test_accelerate_launch_trains_a_stage_on_two_processes(tmp_path):
-    run = launch(tmp_path, "2", "fsdp2", "cpu")
+    run = launch(tmp_path / "run", "2", "fsdp2", "cpu")
     assert run.returncode == 0, run.stderr[-2000:]
     assert run.stdout.count("stage 1: last loss") == 1
-    assert (tmp_path / "checkpoints" / "step-00000002" / "optimizer").is_dir()
-    assert (tmp_path / "validation.csv").exists() and Denoiser.from_pretrained(tmp_path / "denoiser")
+    assert (tmp_path / "run" / "checkpoints" / "step-00000002" / "optimizer").is_dir()
+    assert (tmp_path / "run" / "validation.csv").exists() and Denoiser.from_pretrained(tmp_path / "run" / "denoiser")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here the launcher finds what it looks for")
 def test_processes_that_would_train_alone_are_stopped(tmp_path):
-    run = launch(tmp_path, "2", "fsdp2", cpu="false")
-    assert run.returncode != 0 and not (tmp_path / "log.csv").exists()
-    assert "they found no GPU and would each train alone" in run.stderr and "ACCELERATE_USE_CPU=true" in run.stderr
+    run = launch(tmp_path / "run", "2", "fsdp2", cpu="false")
+    assert run.returncode != 0 and not (tmp_path / "run").exists()
+    assert "they found no GPU and would each work alone" in run.stderr and "ACCELERATE_USE_CPU=true" in run.stderr
 
 
 def test_another_run_than_the_expected_one_is_stopped_with_the_mend(tmp_path):

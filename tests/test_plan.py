@@ -145,13 +145,13 @@ def test_more_gpus_need_less_of_each(recompute):
     assert total("ddp", 8) == total("ddp", 64)
 
 
-def test_recomputation_longer_rows_and_accumulation_pull_their_ways():
-    def fsdp2(length: int = LENGTH, **how: bool) -> int:
-        return memory(FULL, "fsdp2", 8, 1, length, SCORED, **how).total
+def test_recomputation_longer_rows_and_what_stays_gathered_pull_their_ways():
+    def total(strategy: str = "fsdp2", length: int = LENGTH, **how: bool) -> int:
+        return memory(FULL, strategy, 8, 1, length, SCORED, **how).total
 
-    assert fsdp2(recompute=True) < fsdp2() < fsdp2(2 * LENGTH)
-    whole_gradients = 2 * denoiser_parameters(FULL).total
-    assert fsdp2() - fsdp2(accumulate=False) == whole_gradients
+    assert total(recompute=True) < total() < total(length=2 * LENGTH)
+    count = denoiser_parameters(FULL)
+    assert total("zero2") - total() == 2 * (count.total - count.ends - 2 * count.layer)
 
 
 def test_largest_micro_batch_is_the_largest():
@@ -159,7 +159,7 @@ def test_largest_micro_batch_is_the_largest():
         return largest_micro_batch(FULL, "fsdp2", 8, gpu_memory, 128, LENGTH, SCORED, recompute=True)
 
     found = best(80)
-    larger = memory(FULL, "fsdp2", 8, 2 * found.rows, LENGTH, SCORED, True, accumulate=2 * found.rows < 16)
+    larger = memory(FULL, "fsdp2", 8, 2 * found.rows, LENGTH, SCORED, True)
     assert found.total <= usable(80) < larger.total
     assert best(10) is None and best(1000).rows == 16
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType, parse_flag_from_env
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -56,16 +56,25 @@ def begin(config: TrainingConfig, rows: int, expected: Expected = Expected()) ->
                             "omnidiff_lite/configs/zero2.yaml shares the same among the GPUs by torch alone")
     plugin = _sharding(config) if parse_flag_from_env("ACCELERATE_USE_FSDP") else None
     accelerator = Accelerator(mixed_precision="no", fsdp_plugin=plugin)
-    started = int(os.environ.get("WORLD_SIZE", 1))
-    if accelerator.num_processes != started:
-        raise TrainingError(f"the launcher started {started} processes, but they found no GPU and would each train "
-                            "alone, over the same files; with ACCELERATE_USE_CPU=true they train together on the CPU")
+    started = join()
     if plugin is not None:
         _shard(accelerator, plugin, config)
     _compare(accelerator, expected)
     if rows % started:
         raise TrainingError(f"{rows} rows a step do not divide among {started} processes; change the stage's rows")
     return accelerator
+
+
+def join() -> int:
+    """The number of processes that a launcher started and that now form one group; 1 without a launcher.
+
+    Raises `TrainingError` where they found no common device and would each do all of the work.
+    """
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).num_processes != started:
+        raise TrainingError(f"the launcher started {started} processes, but they found no GPU and would each work "
+                            "alone, over the same files; with ACCELERATE_USE_CPU=true they share the work on the CPU")
+    return started
 
 
 def kind_of(accelerator: Accelerator) -> Kind:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import socket
 import threading
 import time
@@ -20,7 +21,7 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 
-Item = TypeVar("Item")
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 class TogetherError(RuntimeError):
@@ -65,16 +66,22 @@ def together(processes: int, function: Callable[[], Any]) -> None:
     `TogetherError` saying which, and how.
     """
     cores = max(1, (os.cpu_count() or 1) // processes)
+    members = torch.multiprocessing.spawn(_member, (processes, _free_port(), cores, function), nprocs=processes,
+                                          join=False)
     try:
-        torch.multiprocessing.spawn(_member, (processes, _free_port(), cores, function), nprocs=processes)
-    except torch.multiprocessing.ProcessExitedException as error:
-        how = f"was killed ({error.signal_name}; often because memory ran out)" if error.signal_name else (
-            f"ended with exit status {error.exit_code}")
-        raise TogetherError(f"process {error.error_index} of {processes} {how}; the same call goes on from the last "
-                            "checkpoint") from error
-    except torch.multiprocessing.ProcessRaisedException as error:  # whose text is the other's whole traceback
-        *_, cause = str(error).strip().splitlines()
-        raise TogetherError(f"process {error.error_index} of {processes}: {cause}") from error
+        while not members.join():
+            pass
+    except torch.multiprocessing.ProcessException as error:
+        raise TogetherError(_why(error, [process.exitcode for process in members.processes])) from error
+
+
+def _why(error: torch.multiprocessing.ProcessException, exits: Sequence[int | None]) -> str:
+    """A process that was killed comes first: the others only miss it. A raised error's text is a whole traceback."""
+    killed = [rank for rank, code in enumerate(exits) if code == -signal.SIGKILL]
+    if killed:
+        return (f"process {killed[0]} of {len(exits)} was killed (SIGKILL; often because memory ran out); the same call "
+                "goes on from the last checkpoint")
+    return f"process {error.error_index} of {len(exits)}: {str(error).strip().splitlines()[-1]}"
 
 
 def is_first() -> bool:
@@ -94,6 +101,20 @@ def gathered(value: Item) -> list[Item]:
     values: list[Item] = [value] * _size()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def over_processes(function: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]) -> list[Result]:
+    """`function(items)`, one result an item, in order: each process takes a run of them, and all get all results.
+
+    Results travel between the processes; what one is must not depend on its neighbours. Raises what the function
+    raises, or, among several processes, `TogetherError`.
+    """
+    if _size() == 1:
+        return list(function(items))
+    first, last = (len(items) * end // _size() for end in (_rank(), _rank() + 1))
+    with agreed():
+        own = list(function(items[first:last]) if last > first else [])
+    return [result for part in gathered(own) for result in part]
 
 
 @contextlib.contextmanager

@@ -35,12 +35,15 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def write_shards(folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """All processes call it; each writes what it holds. Raises `OSError` on all of them where one cannot write."""
+    """All processes call it; each writes what it holds. Raises `OSError` on those that cannot."""
     for name, state in ((MODEL, get_model_state_dict(model)), (OPTIMIZER, _flat(_moments(model, optimizers)))):
         try:
             dcp.save(state, storage_writer=dcp.HuggingFaceStorageWriter(str(folder / name), save_distributed=True))
         except CheckpointException as error:  # no Exception, and a page long
-            raise OSError("; ".join(f"process {rank}: {cause}" for rank, (cause, _) in error.failures.items())) from None
+            own = error.failures.get(torch.distributed.get_rank())
+            if own is not None:
+                raise OSError(str(own[0])) from None
+            return
 
 
 def read_shards(folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
