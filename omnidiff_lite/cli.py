@@ -40,4 +40,5 @@ def _known_errors() -> tuple[type[Exception], ...]:
     from omnidiff_lite.training.step import TrainingError
     from omnidiff_lite.world.voices import VoiceError
 
-    return (ValueError, OSError, RoadError, TogetherError, TrainingError, VoiceError)  # each of the kit's own is one of these
+    # Each of the kit's own is one of these.
+    return (ValueError, OSError, RoadError, TogetherError, TrainingError, VoiceError)

@@ -70,13 +70,13 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--init", type=Path, help="denoiser to start from (default: the stage before, as notebooks left it)")
     parser.add_argument("--out", type=Path, help="folder to train in (default: one for each configuration)")
     parser.add_argument("--fresh", action="store_true", help="do not resume what the folder holds")
-    parser.add_argument("--expect", nargs="+", default=[], metavar="WHAT", help="stop unless the launcher gave this many "
-                        "processes, this kind (single, ddp, fsdp2, zero2), this device: --expect 8 fsdp2 cuda")
+    parser.add_argument("--expect", nargs="+", default=[], metavar="WHAT", help="stop unless the launcher gave this "
+                        "many processes, this kind (single, ddp, fsdp2, zero2), this device: --expect 8 fsdp2 cuda")
     parser.add_argument("--seed", type=int, default=0)
 
 
-@command("train", "Train one of the three stages, alone or under accelerate launch or torchrun; resumes from its newest "
-         "good checkpoint.", "omnidiff train --preset smoke --stage 1 --set training.gamma=0.3")
+@command("train", "Train one of the three stages, alone or under accelerate launch or torchrun; resumes from its "
+         "newest good checkpoint.", "omnidiff train --preset smoke --stage 1 --set training.gamma=0.3")
 @arguments(_train_arguments)
 def _train(options: argparse.Namespace) -> None:
     from omnidiff_lite.artifacts import Artifacts

@@ -128,7 +128,7 @@ def failed(tmp_path_factory):
 
 
 TOLD = {"no number": "TrainingError: step 15: the loss is nan (.*), the gradient's norm nan; nothing was updated",
-        "full disk": "CheckpointError: step 20 could not be saved under .*: process {which}: .*(File too large|os error 27)"}
+        "full disk": "CheckpointError: step 20 could not be saved under .*: process {which}: .*File too large"}
 
 
 @pytest.mark.parametrize("kind", members.FAILURES)
@@ -153,7 +153,8 @@ def test_a_killed_process_ends_the_run_which_goes_on_from_its_checkpoint(many, t
 def test_a_damaged_part_is_passed_over_by_all(many, tmp_path):
     """One process alone sees it."""
     shutil.copytree(many / "fsdp2" / "straight", tmp_path / "run")
-    part = tmp_path / "run" / "checkpoints" / f"step-{STEPS:08d}" / "model" / "shard-00002-model-00001-of-00001.safetensors"
+    folder = tmp_path / "run" / "checkpoints" / f"step-{STEPS:08d}" / "model"
+    part = folder / "shard-00002-model-00001-of-00001.safetensors"
     part.write_bytes(part.read_bytes()[:-1] + b"x")
     together(2, partial(members.failing, tmp_path, "fsdp2", {"run": int}))
     assert_same(read_log(tmp_path / "run" / "log.csv"), read_log(many / "fsdp2" / "straight" / "log.csv"))

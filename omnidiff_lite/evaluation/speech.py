@@ -143,7 +143,8 @@ def transcribe_all(judge: Recogniser, waves: Sequence[Waveform | None]) -> list[
     """One transcript a recording; "" where there is none, or too little to hear. Several processes share them."""
     audible = [i for i, wave in enumerate(waves) if _audible(wave)]
     texts = [""] * len(waves)
-    for i, text in zip(audible, over_processes(judge.transcribe, [waves[i] for i in audible]) if audible else [], strict=True):
+    heard = over_processes(judge.transcribe, [waves[i] for i in audible]) if audible else []
+    for i, text in zip(audible, heard, strict=True):
         texts[i] = text
     return texts
 

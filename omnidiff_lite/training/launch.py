@@ -85,7 +85,7 @@ def kind_of(accelerator: Accelerator) -> Kind:
 
 
 def _sharding(config: TrainingConfig) -> FullyShardedDataParallelPlugin:
-    """FSDP2 of this denoiser. The launcher's file still chooses whether weights are let go of after the forward pass."""
+    """FSDP2 of this denoiser. The launcher's file chooses whether weights are let go of after the forward pass."""
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if config.precision == "bf16" else None
     return FullyShardedDataParallelPlugin(
         fsdp_version=2, mixed_precision_policy=policy, auto_wrap_policy="transformer_based_wrap",

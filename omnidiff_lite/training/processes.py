@@ -79,8 +79,8 @@ def _why(error: torch.multiprocessing.ProcessException, exits: Sequence[int | No
     """A process that was killed comes first: the others only miss it. A raised error's text is a whole traceback."""
     killed = [rank for rank, code in enumerate(exits) if code == -signal.SIGKILL]
     if killed:
-        return (f"process {killed[0]} of {len(exits)} was killed (SIGKILL; often because memory ran out); the same call "
-                "goes on from the last checkpoint")
+        return (f"process {killed[0]} of {len(exits)} was killed (SIGKILL; often because memory ran out); the same "
+                "call goes on from the last checkpoint")
     return f"process {error.error_index} of {len(exits)}: {str(error).strip().splitlines()[-1]}"
 
 
