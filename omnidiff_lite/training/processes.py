@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed
 import torch.multiprocessing
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -71,11 +72,11 @@ def together(processes: int, function: Callable[[], Any]) -> None:
     try:
         while not members.join():
             pass
-    except torch.multiprocessing.ProcessException as error:
+    except (ProcessExitedException, ProcessRaisedException) as error:
         raise TogetherError(_why(error, [process.exitcode for process in members.processes])) from error
 
 
-def _why(error: torch.multiprocessing.ProcessException, exits: Sequence[int | None]) -> str:
+def _why(error: ProcessExitedException | ProcessRaisedException, exits: Sequence[int | None]) -> str:
     """A process that was killed comes first: the others only miss it. A raised error's text is a whole traceback."""
     killed = [rank for rank, code in enumerate(exits) if code == -signal.SIGKILL]
     if killed:
