@@ -54,14 +54,15 @@ def begin(config: TrainingConfig, rows: int, expected: Expected = Expected()) ->
     if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") or parse_flag_from_env("ACCELERATE_USE_MEGATRON_LM"):
         raise TrainingError("DeepSpeed and Megatron keep optimizer states that these checkpoints cannot hold; "
                             "omnidiff_lite/configs/zero2.yaml shares the same among the GPUs by torch alone")
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if rows % started:
+        raise TrainingError(f"{rows} rows a step do not divide among {started} processes; change the stage's rows")
     plugin = _sharding(config) if parse_flag_from_env("ACCELERATE_USE_FSDP") else None
     accelerator = Accelerator(mixed_precision="no", fsdp_plugin=plugin)
-    started = join()
+    join()
     if plugin is not None:
         _shard(accelerator, plugin, config)
     _compare(accelerator, expected)
-    if rows % started:
-        raise TrainingError(f"{rows} rows a step do not divide among {started} processes; change the stage's rows")
     return accelerator
 
 
