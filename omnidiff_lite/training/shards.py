@@ -10,6 +10,7 @@ says where in the whole tensor it belongs.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,9 @@ def _read(folder: Path, state: State) -> None:
     """Fill the tensors of `state`, or the parts of them that this process holds."""
     if not folder.is_dir():
         raise OSError(f"{folder} is missing")
-    dcp.load(state, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # which is what no_dist asks for
+        dcp.load(state, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
 
 
 def _moments(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
