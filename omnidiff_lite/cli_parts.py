@@ -71,11 +71,13 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
                         "stage before, as notebooks left it)")
     parser.add_argument("--out", type=Path, help="folder to train in (default: one for each configuration)")
     parser.add_argument("--fresh", action="store_true", help="do not resume what the folder holds")
+    parser.add_argument("--expect", nargs="+", default=[], metavar="WHAT", help="stop unless the launcher gave this "
+                        "many processes, this kind (single, ddp, fsdp2, zero2), this device: --expect 8 fsdp2 cuda")
     parser.add_argument("--seed", type=int, default=0)
 
 
-@command("train", "Train one of the three stages; resumes from its newest good checkpoint.",
-         "omnidiff train --preset smoke --stage 1 --set training.gamma=0.3")
+@command("train", "Train one of the three stages, alone or under accelerate launch or torchrun; resumes from its "
+         "newest good checkpoint.", "omnidiff train --preset smoke --stage 1 --set training.gamma=0.3")
 @arguments(_train_arguments)
 def _train(options: argparse.Namespace) -> None:
     import time
@@ -83,6 +85,8 @@ def _train(options: argparse.Namespace) -> None:
     from omnidiff_lite.artifacts import Artifacts
     from omnidiff_lite.data.encode import by_task
     from omnidiff_lite.provenance import config_hash, provenance
+    from omnidiff_lite.training.launch import Expected
+    from omnidiff_lite.training.processes import is_first
     from omnidiff_lite.training.stages import run_stage
     from omnidiff_lite.weights import write_json
 
@@ -95,7 +99,8 @@ def _train(options: argparse.Namespace) -> None:
     out = options.out or artifacts.work / "train" / f"stage{options.stage}-{config_hash(preset)}"
     data = by_task(options.data) if options.data else None
     _, history = run_stage(preset, options.stage, _tokenizers(preset), init, out, artifacts.cache, options.seed,
-                           datasets=data, resume=not options.fresh)
-    write_json(out / "provenance.json", provenance(preset, options.seed, started, stage=options.stage,
-                                                   overrides=overrides(options)))
-    print(f"stage {options.stage}: last loss {history['loss'].iloc[-1]:.3f}; {out}")
+                           datasets=data, resume=not options.fresh, expected=Expected.of(options.expect))
+    if is_first():
+        write_json(out / "provenance.json", provenance(preset, options.seed, started, stage=options.stage,
+                                                       overrides=overrides(options)))
+        print(f"stage {options.stage}: last loss {history['loss'].iloc[-1]:.3f}; {out}")

@@ -71,6 +71,7 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--part", help="which part: denoiser, text_tokenizer, image_tokenizer, speech_encoder, "
                         "speech_tokenizer or speech_decoder")
     parser.add_argument("--system", help="all parts at once: a system.yaml, or a directory with them side by side")
+    parser.add_argument("--checkpoint", help="one checkpoint of a training run, sharded or not, to make a denoiser of")
     parser.add_argument("--dtype", help="of the written weights: float32, bfloat16 or float16 (default: the denoiser's "
                         "as stored, the others' float32)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
@@ -80,13 +81,18 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
          "omnidiff convert glm-4-voice-decoder/ --part speech_decoder --out system/speech_decoder")
 @arguments(_convert_arguments)
 def _convert(options: argparse.Namespace) -> None:
-    if (options.source is None) == (options.system is None) or (options.source is None) != (options.part is None):
-        raise ValueError("give either a source with --part, or --system")
+    given = [options.source, options.system, options.checkpoint]
+    if sum(source is not None for source in given) != 1 or (options.source is None) != (options.part is None):
+        raise ValueError("give one of: a source with --part, --system, --checkpoint")
     from omnidiff_lite.pipeline.convert import convert_part, convert_system
     from omnidiff_lite.pipeline.loading import dtype_of
+    from omnidiff_lite.training.shards import denoiser_of
 
     dtype = dtype_of(options.dtype) if options.dtype else None
-    if options.system is not None:
+    if options.checkpoint is not None:
+        denoiser_of(options.checkpoint, *[dtype] * bool(dtype)).save_pretrained(options.out)
+        print(options.out)
+    elif options.system is not None:
         print(convert_system(options.system, options.out, dtype))
     else:
         print(convert_part(options.part, options.source, options.out, dtype))
@@ -101,7 +107,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="a .json file for the records, with their provenance")
 
 
-@command("evaluate", "Score a checkpoint on one task, with intervals.",
+@command("evaluate", "Score a checkpoint on one task, with intervals; several processes (torchrun) share the items.",
          "omnidiff evaluate t2i --preset cpu --set decoding.t2i.steps=16 --out t2i.json")
 @arguments(_evaluate_arguments)
 def _evaluate(options: argparse.Namespace) -> None:
@@ -113,8 +119,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     from omnidiff_lite.evaluation.suite import evaluate_task, finished_system
     from omnidiff_lite.evaluation.tables import comparison, to_markdown
     from omnidiff_lite.provenance import provenance
+    from omnidiff_lite.training.launch import join
+    from omnidiff_lite.training.processes import is_first
     from omnidiff_lite.world.dataset import samples
 
+    join()
     started, preset, changes = time.time(), load(options), overrides(options)
     decoding = _decoding(changes, options.task, preset)
     model, judges = finished_system(preset, Artifacts.of(preset.name))
@@ -123,8 +132,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     else:
         items = samples(options.task, "test", options.items or preset.evaluation.items, options.seed, preset.world)
     records = evaluate_task(options.task, model, judges, items, preset, options.seed, decoding)
-    print(to_markdown(comparison(records)))
-    if options.out:
+    if is_first():
+        print(to_markdown(comparison(records)))
+    if options.out and is_first():
         origin = provenance(preset, options.seed, started, task=options.task, overrides=changes)
         print(write_records(options.out, with_provenance(records, origin)))
 
@@ -165,12 +175,16 @@ def _benchmark(options: argparse.Namespace) -> None:
     from omnidiff_lite.evaluation.requests import Settings
     from omnidiff_lite.evaluation.suite import finished_system
     from omnidiff_lite.evaluation.tables import comparison, to_markdown
+    from omnidiff_lite.training.launch import join
+    from omnidiff_lite.training.processes import is_first
 
+    join()
     preset = load(options)
     rows = read_benchmark(options.name, options.directory, options.items, part=options.part, pictures=options.pictures)
     model, judges = finished_system(preset, Artifacts.of(preset.name))
     records = evaluate_benchmark(options.name, model, judges, rows, Settings.of(preset, seed=options.seed))
-    print(to_markdown(comparison(records)))
+    if is_first():
+        print(to_markdown(comparison(records)))
 
 
 def _table_arguments(parser: argparse.ArgumentParser) -> None:

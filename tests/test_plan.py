@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pandas as pd
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -148,13 +149,13 @@ def test_more_gpus_need_less_of_each(recompute):
     assert total("ddp", 8) == total("ddp", 64)
 
 
-def test_recomputation_longer_rows_and_accumulation_pull_their_ways():
-    def fsdp2(length: int = LENGTH, **how: bool) -> int:
-        return memory(FULL, "fsdp2", 8, 1, length, SCORED, **how).total
+def test_recomputation_longer_rows_and_what_stays_gathered_pull_their_ways():
+    def total(strategy: str = "fsdp2", length: int = LENGTH, **how: bool) -> int:
+        return memory(FULL, strategy, 8, 1, length, SCORED, **how).total
 
-    assert fsdp2(recompute=True) < fsdp2() < fsdp2(2 * LENGTH)
-    whole_gradients = 2 * denoiser_parameters(FULL).total
-    assert fsdp2() - fsdp2(accumulate=False) == whole_gradients
+    assert total(recompute=True) < total() < total(length=2 * LENGTH)
+    count = denoiser_parameters(FULL)
+    assert total("zero2") - total() == 2 * (count.total - count.ends - 2 * count.layer)
 
 
 def test_largest_micro_batch_is_the_largest():
@@ -162,7 +163,7 @@ def test_largest_micro_batch_is_the_largest():
         return largest_micro_batch(FULL, "fsdp2", 8, gpu_memory, 128, LENGTH, SCORED, recompute=True)
 
     found = best(80)
-    larger = memory(FULL, "fsdp2", 8, 2 * found.rows, LENGTH, SCORED, True, accumulate=2 * found.rows < 16)
+    larger = memory(FULL, "fsdp2", 8, 2 * found.rows, LENGTH, SCORED, True)
     assert found.total <= usable(80) < larger.total
     assert best(10) is None and best(1000).rows == 16
 
@@ -246,3 +247,29 @@ def test_impossible_requests_are_told_in_one_line(arguments, words, capsys):
 def test_errors_are_of_the_plan():
     with pytest.raises(PlanError, match="above 0"):
         make_plan(load_preset("smoke"), gpus=0)
+
+
+# --- scaling --------------------------------------------------------------------------------------------------------
+
+
+def test_the_scaling_curve_counts_what_each_way_trained(tmp_path, monkeypatch):
+    """The runs themselves are those of test_distributed.py; here their logs are made up."""
+    from omnidiff_lite.plan import scaling
+
+    speeds = {1: [9.0, 9.0, 100.0, 100.0], 2: [9.0, 9.0, 150.0, 150.0]}
+    calls = []
+
+    def run(processes, function):
+        calls.append(processes)
+        tmp_path.joinpath("runs").mkdir()
+        pd.DataFrame({"tokens_per_second": speeds[processes]}).to_csv(tmp_path / "runs" / "log.csv", index=False)
+
+    monkeypatch.setattr(scaling, "together", run)
+    records = scaling.measure_scaling(load_preset("smoke"), tmp_path / "runs", steps=2, rounds=2)
+    assert calls == [1, 2, 2, 1, 2, 2] and not (tmp_path / "runs").exists()
+    table = {(r.row, r.column): r for r in records}
+    assert table["1 x single", "tokens_per_second"].value == 100 and table["1 x single", "tokens_per_second"].n == 4
+    assert table["2 x ddp", "speedup"].value == 1.5 and table["2 x fsdp2", "speedup"].n == 2
+    once = scaling.measure_scaling(load_preset("smoke"), tmp_path / "runs", steps=2, rounds=1)
+    assert {r.reason for r in once if r.column == "speedup"} == {"one round has no spread"}
+    assert scaling.scaling_table(once).loc["2 x ddp", "speedup"] == "one round has no spread"

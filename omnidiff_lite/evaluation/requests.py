@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from omnidiff_lite.chat import AUDIO, IMAGE, T2I_PROMPTS, TASKS, ChatError, Samp
 from omnidiff_lite.config import Preset
 from omnidiff_lite.data.media import load_image_ref, load_speech_ref
 from omnidiff_lite.media import Image, Part, Speech, Text, Waveform
+from omnidiff_lite.training.processes import over_processes
 
 CHUNK = 256  # samples whose media are in memory at once
 
@@ -61,15 +63,27 @@ class Model(Protocol):
 
 def ask(model: Model, samples: Sequence[Sample], settings: Settings, *, to: str | Sequence[str], task: str
         ) -> list[Answer]:
-    """One answer a sample, in order. The seed moves on with the position, so that chunks do not share their noise."""
+    """One answer a sample, in order, without its trace. Several processes (`training.launch.join`) share the samples.
+
+    The seed moves on with the position, so that chunks do not share their noise, and an answer is the same whoever
+    gives it.
+    """
     answers: list[Answer] = []
     for start in range(0, len(samples), CHUNK):
-        requests = requests_of(samples[start:start + CHUNK], settings.root, settings.image_sizes[0])
-        answers += model.generate_many(requests, to=to, task=task, decoding=settings.decoding,
-                                       seed=settings.seed + start, batch_size=settings.batch)
-    if len(answers) != len(samples):
-        raise RuntimeError(f"the model gave {len(answers)} answers to {len(samples)} requests")
+        numbers = range(start, min(start + CHUNK, len(samples)))
+        answers += over_processes(partial(_answers, model, samples, settings, to, task), numbers)
     return answers
+
+
+def _answers(model: Model, samples: Sequence[Sample], settings: Settings, to: str | Sequence[str], task: str,
+             numbers: range) -> list[Answer]:
+    """To the samples of consecutive `numbers`, which travel to other processes without the canvas at each step."""
+    requests = requests_of(samples[numbers.start:numbers.stop], settings.root, settings.image_sizes[0])
+    answers = model.generate_many(requests, to=to, task=task, decoding=settings.decoding,
+                                  seed=settings.seed + numbers.start, batch_size=settings.batch)
+    if len(answers) != len(requests):
+        raise RuntimeError(f"the model gave {len(answers)} answers to {len(requests)} requests")
+    return [replace(answer, trace=[]) if getattr(answer, "trace", None) else answer for answer in answers]
 
 
 def requests_of(samples: Sequence[Sample], root: str | Path | None = None, size: int | None = None) -> list[list[Part]]:

@@ -21,6 +21,7 @@ from omnidiff_lite.evaluation.records import Record, measured, missing
 from omnidiff_lite.evaluation.requests import Model, Settings, ask, meta
 from omnidiff_lite.evaluation.statistics import Estimate, proportion_interval, ratio_interval
 from omnidiff_lite.media import MIN_SECONDS, Waveform
+from omnidiff_lite.training.processes import over_processes
 
 TABLE = "table1_speech"
 # What differences are made of, per item (`paired.differences`).
@@ -146,10 +147,11 @@ def resynthesize(tokenizer: object, decoder: object, waves: Sequence[Waveform]) 
 
 
 def transcribe_all(judge: Recogniser, waves: Sequence[Waveform | None]) -> list[str]:
-    """One transcript a recording; "" where there is none, or too little to hear."""
+    """One transcript a recording; "" where there is none, or too little to hear. Several processes share them."""
     audible = [i for i, wave in enumerate(waves) if _audible(wave)]
     texts = [""] * len(waves)
-    for i, text in zip(audible, judge.transcribe([waves[i] for i in audible]) if audible else [], strict=True):
+    heard = over_processes(judge.transcribe, [waves[i] for i in audible]) if audible else []
+    for i, text in zip(audible, heard, strict=True):
         texts[i] = text
     return texts
 

@@ -98,7 +98,7 @@ def _memory_table(preset: Preset, gpus: int, gpu_memory: float) -> pd.DataFrame:
     table = []
     for strategy in STRATEGIES:
         for recompute in (False, True):
-            one = memory(config, strategy, gpus, 1, length, scored, recompute, accumulate=per_step > gpus)
+            one = memory(config, strategy, gpus, 1, length, scored, recompute)
             best = largest_micro_batch(config, strategy, gpus, gpu_memory, per_step, length, scored, recompute)
             table.append({"strategy": strategy, "recompute": "yes" if recompute else "no"}
                          | {share: getattr(one, share) / GIB for share in SHARES}

@@ -17,7 +17,6 @@ Numbers = Literal["fp32", "autocast", "bf16"]
 
 # Set aside: the CUDA context, NCCL, cuBLAS workspaces; and a share for the allocator's fragments. Both are assumptions.
 RESERVED, FRAGMENTS = 2 * GIB, 0.05
-ZERO_BUCKET = 500_000_000  # numbers: DeepSpeed's default reduce_bucket_size
 
 
 @dataclass(frozen=True)
@@ -106,30 +105,26 @@ class Memory:
 
 
 def memory(config: DenoiserConfig, strategy: Strategy, gpus: int, rows: int, length: int, scored: int,
-           recompute: bool = False, accumulate: bool = True) -> Memory:
-    """What one of `gpus` holds. `scored`: positions of one row. `accumulate`: several micro batches a step.
+           recompute: bool = False) -> Memory:
+    """What one of `gpus` holds. `scored`: positions of one row.
 
     AdamW in mixed precision keeps 16 bytes a parameter or more (Rajbhandari et al. 2020, arXiv 1910.02054, section 3):
 
     - ddp, as the kit trains: weights, gradients and moments in float32, 4 + 4 + 8, autocast's bfloat16 copies among the
       activations, and beyond one GPU DDP's buckets, another gradient's size (`gradient_as_bucket_view=False`);
-    - fsdp2 with bfloat16 as accelerate sets it up: the same 16 bytes over N GPUs; working: the ends of the network
-      and two layers (one prefetched) gathered in bfloat16, and as much of gradients. While micro batches accumulate
-      without synchronisation, as the kit's step does, their gradients stay whole, 2 bytes a parameter;
-    - zero2, as the released script trains (the kit itself refuses DeepSpeed): whole bfloat16 weights, 2, and 1/N of
-      gradients, master weights and moments, 2 + 4 + 8; working: two buckets and the largest gradient.
+    - fsdp2 in bfloat16, as the kit sets it up: the same 16 bytes over N GPUs; working: the ends of the network and two
+      layers (one prefetched) gathered in bfloat16, and their gradients in bfloat16 and, to be averaged, in float32;
+    - zero2 is fsdp2 that keeps what it gathered until the backward pass is over: whole bfloat16 weights, 2, beside the
+      same 16 over N. DeepSpeed's ZeRO-2, with which the released script trains, shares alike.
     """
     count = denoiser_parameters(config)
-    whole, ends, layer = count.total, count.ends, count.layer
+    whole, passing = count.total, count.ends + 2 * count.layer
     shard = -(-whole // gpus)
     if strategy == "ddp":
         held = dict(weights=4 * whole, gradients=4 * whole, optimizer=8 * whole, working=4 * whole * (gpus > 1))
-    elif strategy == "fsdp2":
-        held = dict(weights=4 * shard, gradients=4 * shard + 2 * whole * accumulate, optimizer=8 * shard,
-                    working=4 * (ends + 2 * layer))
     else:
-        held = dict(weights=2 * whole, gradients=2 * shard, optimizer=12 * shard,
-                    working=4 * min(ZERO_BUCKET, whole) + 2 * config.vocab_size * config.hidden_size)
+        gathered = whole if strategy == "zero2" else passing
+        held = dict(weights=4 * shard, gradients=4 * shard, optimizer=8 * shard, working=2 * gathered + 6 * passing)
     kept = activations(config, rows, length, rows * scored, "autocast" if strategy == "ddp" else "bf16", recompute)
     return Memory(strategy, recompute, rows, **held, activations=kept.peak)
 
@@ -143,15 +138,15 @@ def largest_micro_batch(config: DenoiserConfig, strategy: Strategy, gpus: int, g
                         length: int, scored: int, recompute: bool = False) -> Memory | None:
     """The plan with the most rows a forward pass that fits `gpu_memory` GiB; None where not even one row does.
 
-    Only divisors of a GPU's share of the `rows_per_step` are tried, so that micro batches are alike; the whole share
-    at once needs no accumulation. Raises `PlanError` where the rows do not divide among the GPUs.
+    Only divisors of a GPU's share of the `rows_per_step` are tried, so that micro batches are alike. Raises `PlanError`
+    where the rows do not divide among the GPUs.
     """
     if rows_per_step % gpus:
         raise PlanError(f"{rows_per_step} rows a step do not divide among {gpus} GPUs; change --gpus or the stages' "
                         "rows (--set training.stage1.rows=...)")
     share = rows_per_step // gpus
     for rows in (n for n in range(share, 0, -1) if share % n == 0):
-        plan = memory(config, strategy, gpus, rows, length, scored, recompute, accumulate=rows < share)
+        plan = memory(config, strategy, gpus, rows, length, scored, recompute)
         if plan.total <= usable(gpu_memory):
             return plan
     return None

@@ -4,6 +4,8 @@
                               optimizer.safetensors  `<weight>.exp_avg` and so on
                               state.json             step, fingerprint of the configuration, hash of each file
 
+Sharded weights (FSDP2) make a folder in place of each of the first two (`training.shards`); either can be resumed by
+any number of processes.
 Written beside its place, flushed to the disk, then renamed. Batches, masks and learning rate follow from the step, so
 no state of a sampler, scheduler or random generator is kept.
 """
@@ -26,6 +28,8 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions, get_model_state_dict, get_optimizer_state_dict, set_model_state_dict, set_optimizer_state_dict)
 
+from omnidiff_lite.training.processes import TogetherError, agreed, gathered, is_first, share
+from omnidiff_lite.training.shards import MODEL, OPTIMIZER, is_sharded, read_shards, write_shards
 from omnidiff_lite.weights import CheckpointError
 
 KEEP = 2
@@ -41,43 +45,74 @@ class Checkpoints:
         self.directory = Path(directory)
         self.fingerprint = json.loads(json.dumps(fingerprint))
 
-    def save(self, step: int, model: nn.Module, optimizers: Optimizers, write: bool = True) -> None:
-        """Write the state after `step` steps and keep the last two. `write`: False on all processes but the first,
-        which take part in gathering a sharded state."""
-        state, moments = tensors(model, optimizers)
-        if not write:
-            return
+    def save(self, step: int, model: nn.Module, optimizers: Optimizers) -> None:
+        """Write the state after `step` steps and keep the last two. All processes call it: the first writes, or each
+        its part where weights are sharded.
+
+        Raises `CheckpointError` on all of them where one cannot write (a full disk, say); what was half written is
+        gone then, and the checkpoint before stands.
+        """
         final = self.directory / f"step-{step:08d}"
         partial = final.with_name(final.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_file(state, partial / "model.safetensors")
-        save_file(moments, partial / "optimizer.safetensors")
-        files = {path.name: _flushed_hash(path) for path in sorted(partial.iterdir())}
-        (partial / "state.json").write_text(json.dumps(
-            {"step": step, "fingerprint": self.fingerprint, "files": files}, indent=2))
-        _flush(partial / "state.json")
-        _flush(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        _flush(self.directory)
-        self._forget()
+        try:
+            with agreed():
+                self._begin(partial)
+            with agreed():
+                self._write(partial, model, optimizers)
+            hashes = _hashes(partial)
+            with agreed():
+                self._finish(step, partial, final, hashes)
+        except TogetherError as error:
+            if is_first():
+                shutil.rmtree(partial, ignore_errors=True)
+            raise CheckpointError(f"step {step} could not be saved under {self.directory}: {error}. Make room or mend "
+                                  "it; the same command goes on from the checkpoint before") from error
+
+    def _begin(self, partial: Path) -> None:
+        if is_first():
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+
+    def _write(self, partial: Path, model: nn.Module, optimizers: Optimizers) -> None:
+        if is_sharded(model):
+            return write_shards(partial, model, optimizers)
+        if is_first():
+            state, moments = tensors(model, optimizers)
+            save_file(state, partial / "model.safetensors")
+            save_file(moments, partial / "optimizer.safetensors")
+
+    def _finish(self, step: int, partial: Path, final: Path, hashes: dict[str, str]) -> None:
+        if is_first():
+            (partial / "state.json").write_text(json.dumps(
+                {"step": step, "fingerprint": self.fingerprint, "files": hashes}, indent=2))
+            _flush(partial / "state.json")
+            _flush(partial)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(partial, final)
+            _flush(self.directory)
+            self._forget()
 
     def load(self, model: nn.Module, optimizers: Optimizers) -> int:
         """Load the newest good checkpoint in place; returns its step, 0 where there is none.
 
-        A damaged one is passed over with a warning. Raises `CheckpointError` where all are damaged, or where the run
-        had another configuration; the message names what differs.
+        It may come from any number of processes, sharded or not. A damaged one is passed over with a warning, by all
+        processes alike. Raises `CheckpointError` where all are damaged, or where the run had another configuration; the
+        message names what differs.
         """
         found = self._found()
         for path in found:
             try:
-                state, weights, moments = _read(path)
-            except (OSError, ValueError, KeyError) as error:
-                warnings.warn(f"{path} is damaged ({error}); using an earlier checkpoint", stacklevel=2)
+                with agreed():
+                    state = _checked(path)
+            except TogetherError as error:
+                if is_first():
+                    warnings.warn(f"{path} is damaged ({error}); using an earlier checkpoint", stacklevel=2)
                 continue
             self._same_run(state["fingerprint"], path)
-            restore(model, optimizers, weights, moments)
+            if (path / MODEL).is_dir():
+                read_shards(path, model, optimizers)
+            else:
+                restore(model, optimizers, *(load_file(path / f"{name}.safetensors") for name in (MODEL, OPTIMIZER)))
             return state["step"]
         if found:
             raise CheckpointError(f"{self.directory}: all of its {len(found)} checkpoints are damaged; delete the "
@@ -155,12 +190,20 @@ def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+def _checked(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint whose files are as they were written; each process reads through its share of them."""
     state = json.loads((path / "state.json").read_text())
-    for name, digest in state["files"].items():
+    for name, digest in share(sorted(state["files"].items())):
         if _hash(path / name) != digest:
             raise ValueError(f"{name} is not what was written")
-    return state, load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
+    return state
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """Of every file, by its path in the folder, once it is on the disk; each process takes its share of them."""
+    files = share(sorted(path for path in folder.rglob("*") if path.is_file()))
+    own = {path.relative_to(folder).as_posix(): _flushed_hash(path) for path in files}
+    return {name: digest for part in gathered(own) for name, digest in part.items()}
 
 
 def _hash(path: Path) -> str:

@@ -9,15 +9,24 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed
 import torch.multiprocessing
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+class TogetherError(RuntimeError):
+    """One of several processes failed in what all of them do; the message says which, and why."""
 
 
 def side_by_side(workers: int | None = None) -> ProcessPoolExecutor:
@@ -54,10 +63,81 @@ def usable(processes: int) -> int:
 def together(processes: int, function: Callable[[], Any]) -> None:
     """Call `function` in `processes` new processes that form one group over gloo, as `torchrun` would start them.
 
-    Nothing is returned: what the function makes, it writes. One that fails ends the others, and its error is raised.
+    Nothing is returned: what the function makes, it writes. One that fails or is killed ends the others. Raises
+    `TogetherError` saying which, and how.
     """
     cores = max(1, (os.cpu_count() or 1) // processes)
-    torch.multiprocessing.spawn(_member, (processes, _free_port(), cores, function), nprocs=processes)
+    members = torch.multiprocessing.spawn(_member, (processes, _free_port(), cores, function), nprocs=processes,
+                                          join=False)
+    try:
+        while not members.join():
+            pass
+    except (ProcessExitedException, ProcessRaisedException) as error:
+        raise TogetherError(_why(error, [process.exitcode for process in members.processes])) from error
+
+
+def _why(error: ProcessExitedException | ProcessRaisedException, exits: Sequence[int | None]) -> str:
+    """A process that was killed comes first: the others only miss it. A raised error's text is a whole traceback."""
+    killed = [rank for rank, code in enumerate(exits) if code == -signal.SIGKILL]
+    if killed:
+        return (f"process {killed[0]} of {len(exits)} was killed (SIGKILL; often because memory ran out); the same "
+                "call goes on from the last checkpoint")
+    return f"process {error.error_index} of {len(exits)}: {str(error).strip().splitlines()[-1]}"
+
+
+def is_first() -> bool:
+    """Whether this is the first of its processes, or the only one."""
+    return _rank() == 0
+
+
+def share(items: Sequence[Item]) -> Sequence[Item]:
+    """Every n-th of `items`, this process's own; all of them where it is alone."""
+    return items[_rank()::_size()]
+
+
+def gathered(value: Item) -> list[Item]:
+    """The value of each process, in their order; all must call it."""
+    if _size() == 1:
+        return [value]
+    values: list[Item] = [value] * _size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def over_processes(function: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]) -> list[Result]:
+    """`function(items)`, one result an item, in order: each process takes a run of them, and all get all results.
+
+    Results travel between the processes; what one is must not depend on its neighbours. Raises what the function
+    raises, or, among several processes, `TogetherError`.
+    """
+    if _size() == 1:
+        return list(function(items))
+    first, last = (len(items) * end // _size() for end in (_rank(), _rank() + 1))
+    with agreed():
+        own = list(function(items[first:last]) if last > first else [])
+    return [result for part in gathered(own) for result in part]
+
+
+@contextlib.contextmanager
+def agreed() -> Iterator[None]:
+    """All processes leave the block well, or all with `TogetherError`: none waits for one that is gone."""
+    cause: Exception | None = None
+    try:
+        yield
+    except Exception as error:  # whatever it was, the others must hear of it
+        cause = error
+    told = gathered(cause and (str(cause) or type(cause).__name__))
+    causes = [f"process {rank}: {text}" if len(told) > 1 else text for rank, text in enumerate(told) if text]
+    if causes:
+        raise TogetherError("; ".join(causes)) from cause
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def _size() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 @contextlib.contextmanager

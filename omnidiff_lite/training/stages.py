@@ -17,6 +17,7 @@ from omnidiff_lite.config import Preset
 from omnidiff_lite.data.encode import EncodedSample, build_dataset
 from omnidiff_lite.training.batches import derive_seed
 from omnidiff_lite.training.checkpoint import weights
+from omnidiff_lite.training.launch import Expected, begin
 from omnidiff_lite.training.log import read_log
 from omnidiff_lite.training.processes import together, usable
 from omnidiff_lite.training.step import TrainingError
@@ -49,7 +50,8 @@ STAGES = {
 def run_stage(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser | str | Path | None,
               out_dir: str | Path, cache_dir: str | Path, seed: int = 0, *, datasets: Datasets | None = None,
               held_out: Datasets | None = None, workers: int = 0, resume: Resume = True, progress: bool = True,
-              stop_after: int | None = None, causal: bool = False) -> tuple[Denoiser, pd.DataFrame]:
+              stop_after: int | None = None, causal: bool = False, expected: Expected = Expected()
+              ) -> tuple[Denoiser, pd.DataFrame]:
     """Build the data of a stage, train, validate, and save `out_dir/denoiser`; returns the denoiser and its log.
 
     `init`: what training starts from (changed in place if it is a Denoiser and one process trains); None draws fresh
@@ -58,23 +60,26 @@ def run_stage(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser
     `training.processes` of them share each step's rows. `datasets`: training samples by task in place of the embedded
     world's, and `held_out` those to validate on (none: no validation). Under `out_dir`: denoiser/, log.csv, data.csv,
     validation.csv, tensorboard/, checkpoints/. The rest as in `train_stage`.
+    Under FSDP2 the denoiser comes back sharded; the saved one is whole.
     Raises `TrainingError` for a missing `init`, one or data that the preset's switches do not fit, or a task without a
     number of samples.
     """
-    mix = stage_config(preset, stage).mix
+    mix, processes = stage_config(preset, stage).mix, usable(preset.training.processes)
+    if processes == 1:
+        begin(preset.training, stage_config(preset, stage).rows, expected)  # before hours of work on data
     denoiser = _start(preset, stage, tokenizers, init, seed, causal)
     again = partial(run_stage, preset, stage, tokenizers, init, out_dir, cache_dir, seed, datasets=datasets,
-                    held_out=held_out, resume=resume, progress=progress, stop_after=stop_after, causal=causal)
+                    held_out=held_out, resume=resume, progress=progress, stop_after=stop_after, causal=causal,
+                    expected=expected)
     if datasets is None:
         datasets, held_out = (world_data(preset, tokenizers, mix, split, seed, cache_dir, workers, progress)
                                for split in ("train", "validation"))
     _same_hearing(preset, datasets)
-    processes = usable(preset.training.processes)
     if processes > 1:  # each reads the world's data from the cache, where they are by now
         del datasets, held_out
         together(processes, again)
         return Denoiser.from_pretrained(Path(out_dir) / "denoiser"), read_log(Path(out_dir) / "log.csv")
-    log = train_stage(preset, stage, denoiser, datasets, out_dir, seed, resume, progress, stop_after)
+    log = train_stage(preset, stage, denoiser, datasets, out_dir, seed, resume, progress, stop_after, expected)
     _save(denoiser, validate(preset, denoiser, held_out) if held_out else None, Path(out_dir))
     return denoiser, log
 

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from omnidiff_lite.backbone import Denoiser
 from omnidiff_lite.chat import IGNORE
@@ -70,27 +72,35 @@ class Stepper:
         weight = self._sum(sum(self._tokens(batch) for batch in batches)).clamp(min=1e-9)
         sums = torch.zeros(2, len(self.stream.tasks), device=self.accelerator.device)
         for number, batch in enumerate(batches, 1):
-            with contextlib.nullcontext() if number == len(batches) else self.accelerator.no_sync(self.module):
+            with self._averaging(last=number == len(batches)):
                 sums += self._backward(batch.to(self.accelerator.device), self.accelerator.num_processes / weight)
-        # --- Update -----------------------------------------------------------------------------------------------
+        # --- Update, unless a number is none: the weights stay good ------------------------------------------------
         norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip)
+        norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        losses, counts = self._sum(sums).tolist()
+        self._refuse_no_number(step, rate, losses, norm)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        losses, counts = self._sum(sums).tolist()
         tokens, seconds = sum(row.tokens for row in rows), time.perf_counter() - begun
         self.seconds += seconds
-        figures = {"loss": sum(losses) / max(1, sum(counts)), "learning_rate": rate, "gradient_norm": float(norm),
+        figures = {"loss": sum(losses) / max(1, sum(counts)), "learning_rate": rate, "gradient_norm": norm,
                    "tokens": tokens, "scored": int(sum(counts)), "efficiency": efficiency(rows),
                    "tokens_per_second": tokens / seconds, "data_seconds": data_seconds, "seconds": self.seconds}
-        if not math.isfinite(figures["loss"] + figures["gradient_norm"]):
-            raise TrainingError(f"step {step}: the loss is {figures['loss']}, the gradient's norm "
-                                f"{figures['gradient_norm']}; start afresh (--fresh, or resume=False) with a lower "
-                                f"learning rate (here {rate:g})")
         return figures | {f"loss_{task}": loss / n if n else None
                           for task, loss, n in zip(self.stream.tasks, losses, counts)}
+
+    def _refuse_no_number(self, step: int, rate: float, losses: Sequence[float], norm: float) -> None:
+        """All processes alike: both are of all of them."""
+        if not math.isfinite(sum(losses) + norm):
+            tasks = [task for task, loss in zip(self.stream.tasks, losses) if not math.isfinite(loss)]
+            raise TrainingError(
+                f"step {step}: the loss is {sum(losses)}{' (' + ', '.join(tasks) + ')' if tasks else ''}, the "
+                f"gradient's norm {norm}; nothing was updated. The same command goes on from the last checkpoint; "
+                "where it comes again, start afresh (--fresh, or resume=False) with a lower learning rate (here "
+                f"{rate:g})")
 
     def _backward(self, batch: Batch, scale: Tensor) -> Tensor:
         """Add the gradient of `scale` times the summed, weighted loss; returns loss and tokens by task, [2, tasks]."""
@@ -104,6 +114,13 @@ class Stepper:
         """What the weighted losses are divided by: the weight of the scored tokens (the released code's mean); in the
         bound that of all tokens of the answers, which the scored ones stand for."""
         return batch.weights.sum() if self.config.loss_weight == "bound" else target_weights(batch).sum()
+
+    def _averaging(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Average gradients over the processes after the last micro-batch only; sharded ones after each, as what is
+        not averaged yet is a gradient of the whole network on every GPU. Every way it is the same sum."""
+        if last or self.accelerator.distributed_type is DistributedType.FSDP:
+            return contextlib.nullcontext()
+        return self.accelerator.no_sync(self.module)
 
     def _sum(self, value: Tensor) -> Tensor:
         """Over all processes."""

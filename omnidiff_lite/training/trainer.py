@@ -25,7 +25,6 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import Tensor
 from tqdm import tqdm
 
@@ -36,15 +35,19 @@ from omnidiff_lite.data.packing import PackedStream, pack_all
 from omnidiff_lite.provenance import source_hash
 from omnidiff_lite.training.batches import choose_scored, collate
 from omnidiff_lite.training.checkpoint import Checkpoints, Optimizers
+from omnidiff_lite.training.launch import Expected, begin
 from omnidiff_lite.training.log import StepLog, read_log
 from omnidiff_lite.training.optimizers import make_optimizers
+from omnidiff_lite.training.processes import gathered
 from omnidiff_lite.training.step import AnswerLoss, Stepper, TrainingError
 
 FIGURES = ["loss", "learning_rate", "gradient_norm", "tokens", "scored", "efficiency", "tokens_per_second",
            "data_seconds", "seconds"]
 HOW = ("compile", "recompute", "processes", "micro_rows", "checkpoint_every")  # settings that may change when a run is resumed
-SOURCES = ("adapters.py", "backbone.py", "diffusion/corruption.py", "diffusion/loss.py", "data/packing.py", "training/batches.py",
-           "training/optimizers.py", "training/step.py", "training/trainer.py")  # the code that decides what a step does
+# The code that decides what a step does.
+SOURCES = ("adapters.py", "backbone.py", "diffusion/corruption.py", "diffusion/loss.py", "data/packing.py",
+           "training/batches.py", "training/launch.py", "training/optimizers.py", "training/step.py",
+           "training/trainer.py")
 NOTES = ("transformers_version", "architectures", "dtype", "_name_or_path")  # beside a config's fields once it is saved
 VALIDATION = 4  # in place of a stage's number where masks are drawn
 Resume = Literal[True, False, "auto"]
@@ -68,19 +71,22 @@ def learning_rate(config: StageConfig, step: int) -> float:
 
 
 def train_stage(preset: Preset, stage: int, denoiser: Denoiser, datasets: Datasets, out_dir: str | Path, seed: int = 0,
-                resume: Resume = True, progress: bool = True, stop_after: int | None = None) -> pd.DataFrame:
+                resume: Resume = True, progress: bool = True, stop_after: int | None = None,
+                expected: Expected = Expected()) -> pd.DataFrame:
     """Train `denoiser` in place; returns one row a step, as in `out_dir/log.csv`. Leaves it in eval mode.
 
     `datasets`: encoded samples by task, at least those of the stage's mix. `resume`: True goes on from the newest good
     checkpoint under `out_dir` and refuses another run's (other settings, data, weights or training code); "auto" starts
     afresh there; False always does. `stop_after`:
-    end, with a checkpoint, after this many steps of the stage. Several processes (`accelerate launch`) share the rows.
+    end, with a checkpoint, after this many steps of the stage. Several processes (`accelerate launch`, `torchrun`)
+    share the rows, and under FSDP2 the weights, which then stay sharded; `expected`: what they should be.
     Raises `TrainingError`, `PackingError`, `CheckpointError`.
     """
     config, plan = preset.training, stage_config(preset, stage)
-    accelerator = _accelerator(plan)
+    accelerator = begin(config, plan.rows, expected)
     stream = PackedStream(datasets, plan.mix, config.length, plan.rows, seed, **_packing(config, denoiser.config))
     checkpoints = Checkpoints(Path(out_dir) / "checkpoints", fingerprint(preset, stage, denoiser, stream))
+    _same_everywhere(checkpoints.fingerprint)
     module, *optimizers = accelerator.prepare(AnswerLoss(denoiser, config.precision),
                                               *make_optimizers(denoiser, config.optimizer, plan.learning_rate,
                                                                config.weight_decay))
@@ -99,7 +105,7 @@ def train_stage(preset: Preset, stage: int, denoiser: Denoiser, datasets: Datase
             bar.set_postfix_str("loss {loss:.3f}, {tokens_per_second:.0f} tokens/s".format_map(figures), refresh=False)
             bar.update()
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == last:
-                checkpoints.save(step + 1, denoiser, bare, write=accelerator.is_main_process)
+                checkpoints.save(step + 1, denoiser, bare)
     if accelerator.is_main_process:
         _data_table(stream, last).to_csv(Path(out_dir) / "data.csv", index=False)
     accelerator.wait_for_everyone()
@@ -164,16 +170,12 @@ def _digest(arrays: Iterable[Tensor | np.ndarray]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _accelerator(plan: StageConfig) -> Accelerator:
-    """Whatever `accelerate launch` set up, checked. Mixed precision is `AnswerLoss`'s own affair."""
-    accelerator = Accelerator()
-    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise TrainingError(f"{accelerator.distributed_type.value} keeps optimizer states that these checkpoints "
-                            "cannot hold; use FSDP (accelerate config) to shard")
-    if plan.rows % accelerator.num_processes:
-        raise TrainingError(f"{plan.rows} rows a step do not divide among {accelerator.num_processes} processes; "
-                            "change the stage's rows")
-    return accelerator
+def _same_everywhere(run: dict[str, Any]) -> None:
+    """Processes with other data or weights would average gradients of different things, and not notice."""
+    differ = sorted({key for other in gathered(run) for key in run if other.get(key) != run[key]})
+    if differ:
+        raise TrainingError(f"the processes do not train the same run: {', '.join(differ[:5])} differ among them; give "
+                            "every machine the same files and settings")
 
 
 def _resume(checkpoints: Checkpoints, denoiser: Denoiser, optimizers: Optimizers, resume: Resume,
@@ -205,11 +207,15 @@ def _log(out_dir: str | Path, stream: PackedStream, start: int, accelerator: Acc
 
 @contextlib.contextmanager
 def prepared(denoiser: Denoiser, config: TrainingConfig) -> Iterator[None]:
-    """In training mode; compiled for the fixed shape of training rows, recomputing activations, where asked for.
+    """In training mode, but for frozen parts; compiled for the fixed shape of training rows, recomputing activations,
+    where asked for.
 
     Afterwards the denoiser is in eval mode and runs as before, at any length.
     """
     denoiser.train()
+    for part in denoiser.modules():
+        if not any([parameter.requires_grad for parameter in part.parameters()] or [True]):
+            part.eval()
     attention = denoiser.config._attn_implementation
     compiled = config.compile and _compiler_found()
     if config.recompute:

@@ -1,0 +1,114 @@
+"""What a launcher set up, checked against what was asked for, before anything trains.
+
+A launcher that does not find its hardware often says nothing: processes that train alone and write the same files, or
+data parallelism in place of sharding. So the run compares, and stops with what to change.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
+from accelerate.utils import DistributedType, parse_flag_from_env
+from torch.distributed.fsdp import MixedPrecisionPolicy
+
+from omnidiff_lite.config import TrainingConfig
+from omnidiff_lite.training.step import TrainingError
+
+Kind = Literal["single", "ddp", "fsdp2", "zero2"]
+LAYERS = ["Qwen2DecoderLayer", "Denoiser"]  # sharded and gathered one by one; the second: embeddings, head, adapter
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a run was meant to get; None where anything will do."""
+
+    processes: int | None = None
+    kind: Kind | None = None
+    device: str | None = None  # "cuda", "cpu"
+
+    @classmethod
+    def of(cls, words: Sequence[str]) -> Expected:
+        """From words in any order: a number of processes, a kind, a device. Raises `ValueError`."""
+        found: dict[str, int | str] = {}
+        for word in words:
+            key = "processes" if word.isdigit() else "kind" if word in get_args(Kind) else "device"
+            if key in found or key == "device" and word not in ("cpu", "cuda", "xpu", "npu", "hpu"):
+                raise ValueError(f"--expect {' '.join(words)}: give at most one number of processes, one of "
+                                 f"{', '.join(get_args(Kind))}, and one device (cuda, cpu)")
+            found[key] = int(word) if key == "processes" else word
+        return cls(**found)
+
+
+def begin(config: TrainingConfig, rows: int, expected: Expected = Expected()) -> Accelerator:
+    """Join the processes that a launcher started: `accelerate launch` or `torchrun`; alone without one.
+
+    `rows` a step divide among them. Mixed precision is `AnswerLoss`'s own affair, but for sharded weights, which are
+    gathered in it and whose gradients are averaged in float32. Raises `TrainingError` where the processes, their kind
+    or their device are not what the launcher was told to start, or not the `expected` ones.
+    """
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") or parse_flag_from_env("ACCELERATE_USE_MEGATRON_LM"):
+        raise TrainingError("DeepSpeed and Megatron keep optimizer states that these checkpoints cannot hold; "
+                            "omnidiff_lite/configs/zero2.yaml shares the same among the GPUs by torch alone")
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if rows % started:
+        raise TrainingError(f"{rows} rows a step do not divide among {started} processes; change the stage's rows")
+    plugin = _sharding(config) if parse_flag_from_env("ACCELERATE_USE_FSDP") else None
+    accelerator = Accelerator(mixed_precision="no", fsdp_plugin=plugin)
+    join()
+    if plugin is not None:
+        _shard(accelerator, plugin, config)
+    _compare(accelerator, expected)
+    return accelerator
+
+
+def join() -> int:
+    """The number of processes that a launcher started and that now form one group; 1 without a launcher.
+
+    Raises `TrainingError` where they found no common device and would each do all of the work.
+    """
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).num_processes != started:
+        raise TrainingError(f"the launcher started {started} processes, but they found no GPU and would each work "
+                            "alone, over the same files; with ACCELERATE_USE_CPU=true they share the work on the CPU")
+    return started
+
+
+def kind_of(accelerator: Accelerator) -> Kind:
+    """How the processes share the work."""
+    if accelerator.distributed_type is DistributedType.FSDP:
+        return "fsdp2" if accelerator.state.fsdp_plugin.reshard_after_forward else "zero2"
+    return "single" if accelerator.num_processes == 1 else "ddp"
+
+
+def _sharding(config: TrainingConfig) -> FullyShardedDataParallelPlugin:
+    """FSDP2 of this denoiser. The launcher's file chooses whether weights are let go of after the forward pass."""
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if config.precision == "bf16" else None
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2, mixed_precision_policy=policy, auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=LAYERS, activation_checkpointing=False, cpu_ram_efficient_loading=False)
+
+
+def _shard(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin, config: TrainingConfig) -> None:
+    """Put the plugin in force: on a CPU accelerate drops it without a word, though torch shards over gloo as well."""
+    if accelerator.num_processes == 1:
+        raise TrainingError("one process has nothing to share; start it without accelerate launch, or more of them")
+    if config.compile:
+        raise TrainingError("training.compile compiles the whole network, which sharded weights take apart; use "
+                            "--set training.compile=false")
+    accelerator.state.distributed_type, accelerator.state.fsdp_plugin = DistributedType.FSDP, plugin
+
+
+def _compare(accelerator: Accelerator, expected: Expected) -> None:
+    found = {"processes": accelerator.num_processes, "kind": kind_of(accelerator), "device": accelerator.device.type}
+    wrong = [f"{key} {getattr(expected, key)!r} expected, {value!r} found" for key, value in found.items()
+             if getattr(expected, key) not in (None, value)]
+    if wrong:
+        raise TrainingError(f"this is not the run that was asked for: {'; '.join(wrong)}. Start it with accelerate "
+                            f"launch --config_file omnidiff_lite/configs/{expected.kind or found['kind']}.yaml "
+                            f"--num_processes {expected.processes or found['processes']}, where each process has a "
+                            "GPU (ACCELERATE_USE_CPU=true: on the CPU)")

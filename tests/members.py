@@ -1,0 +1,142 @@
+"""What each of two processes does in the tests of distributed training; started by `training.processes.together`."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import toys
+import torch
+from accelerate.state import AcceleratorState
+
+from omnidiff_lite.training import trainer
+from omnidiff_lite.training.launch import Expected
+from omnidiff_lite.training.step import AnswerLoss, Stepper
+
+STEPS = 50
+KINDS = {"ddp": {"ACCELERATE_USE_FSDP": "false"},
+         "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_RESHARD_AFTER_FORWARD": "true"},
+         "zero2": {"ACCELERATE_USE_FSDP": "true", "FSDP_RESHARD_AFTER_FORWARD": "false"}}
+
+
+def preset(**settings):
+    """Fifty steps in float32, so that only the order of sums differs; gradients are clipped in most of them."""
+    return toys.preset(**{"training__precision": "fp32", "training__stage1__steps": STEPS, "training__clip": 0.5,
+                          "training__checkpoint_every": 10, "training__stage1__learning_rate": 3e-3} | settings)
+
+
+def train(out: Path, *, settings: dict = {}, stop: int | None = None, expected: Expected = Expected(), **options):
+    return trainer.train_stage(preset(**settings), 1, toys.denoiser(), toys.datasets(), out, progress=False,
+                               stop_after=stop, expected=expected, **options)
+
+
+def as_kind(kind: str) -> None:
+    """As another launcher would have begun: accelerate keeps what it was told first."""
+    os.environ.update(KINDS[kind])
+    AcceleratorState._reset_state()
+
+
+def many(out: Path) -> None:
+    """Every kind: a straight run, one with a stop between, one that goes on from one process; and how else to step."""
+    for kind in KINDS:
+        as_kind(kind)
+        device = Expected(2, kind, "cpu")
+        train(out / kind / "straight", expected=device)
+        for stop in (20, None):
+            train(out / kind / "parts", stop=stop)
+        train(out / kind / "from one")
+        train(out / kind / "to one", stop=20)
+    as_kind("fsdp2")
+    for name, settings in OTHERWISE.items():
+        train(out / "otherwise" / name, settings=settings, stop=10)
+
+
+OTHERWISE = {"micro": {"training__micro_rows": 1, "training__recompute": True}, "muon": {"training__optimizer": "muon"},
+             "bf16": {"training__precision": "bf16"}}
+
+
+# --- failure ----------------------------------------------------------------------------------------------------------
+
+def failing(out: Path, kind: str, failures: dict[str, Callable[[int], None]]) -> None:
+    """At step 15 something happens to the second process; each notes what it was told, and then goes on."""
+    as_kind(kind)
+    real = Stepper.step
+    for name, happens in failures.items():
+        def step(self, number, rate, happens=happens):
+            if number == 15:
+                happens(self.accelerator.process_index)
+            return real(self, number, rate)
+        Stepper.step = step
+        try:
+            train(out / name)
+        except Exception as error:
+            (out / f"{name} told {os.environ['RANK']}.txt").write_text(f"{type(error).__name__}: {error}")
+        Stepper.step, AnswerLoss.forward = real, forward
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        train(out / name)
+
+
+forward = AnswerLoss.forward
+
+
+def no_number(rank: int) -> None:
+    """The loss of one of the rows is no number."""
+    if rank == 1:
+        AnswerLoss.forward = lambda self, batch: forward(self, batch) * float("nan")
+
+
+def full_disk(rank: int, which: int) -> None:
+    """The process `which` can write no file of more than 30 kB: enough for the log, too little for a checkpoint."""
+    if rank == which:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
+
+
+def killed(rank: int) -> None:
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+FAILURES = {"ddp": {"no number": no_number, "full disk": partial(full_disk, which=0)},
+            "fsdp2": {"no number": no_number, "full disk": partial(full_disk, which=1)}}
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+def scores(out: Path, items: int = 5) -> list[dict]:
+    """Records of two tasks by the shipped smoke system in float32; five items do not divide among two processes."""
+    from omnidiff_lite.artifacts import Artifacts
+    from omnidiff_lite.config import load_preset
+    from omnidiff_lite.evaluation.records import write_records
+    from omnidiff_lite.evaluation.suite import evaluate_task, finished_system
+    from omnidiff_lite.training.launch import join
+    from omnidiff_lite.training.processes import is_first
+    from omnidiff_lite.world.dataset import samples
+
+    join()
+    preset = load_preset("smoke", {"evaluation.batch": 2, "decoding.tts.steps": 4, "decoding.captioning.steps": 4})
+    model, judges = finished_system(preset, Artifacts.of("smoke"))
+    model.denoiser.float()
+    records = [record for task in ("captioning", "tts")
+               for record in evaluate_task(task, model, judges, samples(task, "test", items, 0, preset.world), preset)]
+    if is_first():
+        write_records(out / "records.json", records)
+    return records
+
+
+def refusing(out: Path) -> None:
+    """Of five items each process takes its own; the second one's last has no answer."""
+    from omnidiff_lite.training.launch import join
+    from omnidiff_lite.training.processes import over_processes
+
+    def double(numbers: range) -> list[int]:
+        if 4 in numbers:
+            raise ValueError("no answer to 4")
+        return [2 * n for n in numbers]
+
+    join()
+    assert over_processes(double, range(4)) == [0, 2, 4, 6] and over_processes(double, range(1)) == [0]
+    over_processes(double, range(5))
