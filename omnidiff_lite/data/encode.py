@@ -72,7 +72,7 @@ def encode_samples(samples: Sequence[Sample], tokenizers: Tokenizers, image_size
     uses = []
     for number, sample in enumerate(samples):
         with _naming(number, sample):
-            uses.append(_uses(sample, image_sizes))
+            uses.append(uses_of(sample, image_sizes))
     encoded = _encode_media(uses, tokenizers, progress, root=root, workers=workers, cache_dir=cache_dir, size=draw_size)
     chat, dim = ChatEncoder(tokenizers.vocabulary, tokenizers.text), tokenizers.speech_encoder.config.dim
     result = []
@@ -139,7 +139,7 @@ def _naming(number: int, sample: Sample) -> Iterator[None]:
         raise EncodingError(f"sample {number} ({sample.task}): {error}") from None
 
 
-def _uses(sample: Sample, image_sizes: tuple[int, int]) -> list[Use]:
+def uses_of(sample: Sample, image_sizes: tuple[int, int]) -> list[Use]:
     """What the media of a sample are needed as, images first, each kind in the order of the messages."""
     images = [role for role, content in _turns(sample) for _ in range(content.count(IMAGE))]
     audios = [role for role, content in _turns(sample) for _ in range(content.count(AUDIO))]

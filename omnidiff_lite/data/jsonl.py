@@ -19,13 +19,11 @@ from typing import Any
 
 from omnidiff_lite.chat import AUDIO, IMAGE, ROLES, Sample, task_of
 from omnidiff_lite.config import Task
+from omnidiff_lite.data.errors import DataError
 from omnidiff_lite.data.media import is_recipe, load_image_ref, load_speech_ref
+from omnidiff_lite.data.members import is_member
 
 ROLE_NAMES = {"human": "user", "gpt": "assistant", **{role: role for role in ROLES}}
-
-
-class DataError(ValueError):
-    """A data file that does not hold what it says; the message names the file, the line and the fault."""
 
 
 def read_samples(path: str | Path, root: str | Path | None = None) -> list[Sample]:
@@ -36,7 +34,7 @@ def read_samples(path: str | Path, root: str | Path | None = None) -> list[Sampl
     """
     path = Path(path)
     root = Path(root) if root is not None else path.parent
-    samples = [_sample(row, root, where) for where, row in _rows(path)]
+    samples = [sample_of(row, root, where) for where, row in _rows(path)]
     if not samples:
         raise DataError(f"{path}: holds no samples; give one conversation a line")
     return samples
@@ -71,24 +69,26 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); give a .jsonl or .json file in UTF-8") from None
     if path.suffix == ".json":
-        rows = _parse(text, str(path))
+        rows = parse_row(text, str(path))
         if not isinstance(rows, list):
             raise DataError(f"{path}: holds a {type(rows).__name__}; a .json file holds one list of conversations")
         yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield f"{path}, line {number}", _parse(line, f"{path}, line {number}")
+            yield f"{path}, line {number}", parse_row(line, f"{path}, line {number}")
 
 
-def _parse(text: str, where: str) -> Any:
+def parse_row(text: str | bytes, where: str) -> Any:
+    """JSON. Raises `DataError` naming the place."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{where}: not JSON ({error}); write one complete object a line") from None
 
 
-def _sample(row: Any, root: Path, where: str) -> Sample:
+def sample_of(row: Any, root: Path, where: str) -> Sample:
+    """One row, checked. `where` names it in messages. Raises `DataError` as `read_samples`."""
     if not isinstance(row, dict):
         raise DataError(f"{where}: a {type(row).__name__}, not an object with 'messages', 'images' and 'audios'")
     turns = row.get("messages", row.get("conversations"))
@@ -124,8 +124,8 @@ def _files(row: dict, key: str, placeholder: str, messages: list[dict[str, str]]
     wanted = sum(message["content"].count(placeholder) for message in messages)
     if wanted != len(refs):
         raise DataError(f"{where}: {wanted} {placeholder} in the messages but {len(refs)} {key}; give one for each")
-    paths = [ref if is_recipe(ref) else os.path.abspath(root / ref) for ref in refs]
-    missing = next((p for p in paths if not is_recipe(p) and not os.path.isfile(p)), None)
+    paths = [ref if is_recipe(ref) or is_member(ref) else os.path.abspath(root / ref) for ref in refs]
+    missing = next((p for p in paths if not (is_recipe(p) or is_member(p) or os.path.isfile(p))), None)
     if missing is not None:
         raise DataError(f"{where}: {key} names {missing}, which is not there; check the path or give another root")
     return paths
@@ -135,7 +135,7 @@ def _files(row: dict, key: str, placeholder: str, messages: list[dict[str, str]]
 
 def _write_image(ref: str, directory: Path, size: int | None) -> str:
     if not is_recipe(ref):
-        return os.path.abspath(ref)
+        return ref if is_member(ref) else os.path.abspath(ref)
     name = f"images/{_digest(ref)}.png"
     if not (directory / name).exists():
         (directory / "images").mkdir(exist_ok=True)
@@ -145,7 +145,7 @@ def _write_image(ref: str, directory: Path, size: int | None) -> str:
 
 def _write_audio(ref: str, directory: Path) -> str:
     if not is_recipe(ref):
-        return os.path.abspath(ref)
+        return ref if is_member(ref) else os.path.abspath(ref)
     name = f"audios/{_digest(ref)}.wav"
     if not (directory / name).exists():
         load_speech_ref(ref).save(directory / name)

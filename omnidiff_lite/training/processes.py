@@ -10,14 +10,14 @@ import contextlib
 import multiprocessing
 import os
 import socket
-import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
 import torch.multiprocessing
+
+from omnidiff_lite.orphans import end_with
 
 
 def side_by_side(workers: int | None = None) -> ProcessPoolExecutor:
@@ -33,14 +33,8 @@ def side_by_side(workers: int | None = None) -> ProcessPoolExecutor:
 
 
 def _begin_worker(owner: int, cores: int) -> None:
-    """One that outlives its owner (a killed kernel, say) would train on for nobody."""
-    def watch() -> None:
-        while os.getppid() == owner:
-            time.sleep(1)
-        os._exit(1)
-
     torch.set_num_threads(cores)
-    threading.Thread(target=watch, daemon=True).start()
+    end_with(owner)
 
 
 def usable(processes: int) -> int:
