@@ -30,27 +30,38 @@ def _data(options: argparse.Namespace) -> None:
     print(write_samples(drawn, options.out, image_size=preset.world.image_size))
 
 
+def _broken_arguments(parser: argparse.ArgumentParser) -> None:
+    from omnidiff_lite.data.broken import MOST, SHARE
+
+    parser.add_argument("--broken", type=int, default=MOST, metavar="N", help=f"broken samples to bear (default {MOST})")
+    parser.add_argument("--broken-share", type=float, default=SHARE, metavar="S",
+                        help=f"share of those seen that may be broken (default {SHARE:g})")
+
+
 def _tokenize_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("jsonl", type=Path, help="samples in the released format: messages, images, audios")
+    parser.add_argument("files", type=Path, nargs="+",
+                        help="samples in the released format: .jsonl, .json, or .tar shards of .json with their media")
     parser.add_argument("--preset", default="smoke", help="whose tokenizers and picture sizes (default smoke)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that load media")
-    parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load and encode, each with the tokenizers")
+    parser.add_argument("--shard-rows", type=int, default=2048, help="rows of one output file (default 2048)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of shards to write, or to go on with")
+    _broken_arguments(parser)
 
 
-@command("tokenize", "Encode a jsonl file once, so that training reads ids.",
-         "omnidiff tokenize my_samples/samples.jsonl --out my_samples/encoded.safetensors")
+@command("tokenize", "Encode samples once, in parallel, so that training reads ids; a killed run goes on.",
+         "omnidiff tokenize my_samples/samples.jsonl --workers 2 --out my_samples/encoded")
 @arguments(_tokenize_arguments)
 def _tokenize(options: argparse.Namespace) -> None:
+    from functools import partial
+
     from omnidiff_lite.config import load_preset
-    from omnidiff_lite.data.encode import encode_samples, write_encoded
-    from omnidiff_lite.data.jsonl import read_samples
+    from omnidiff_lite.data.tokenize import tokenize_files
 
     preset = load_preset(options.preset)
-    samples = read_samples(options.jsonl)
-    sizes = preset.image_tokenizer.understanding_size, preset.image_tokenizer.generation_size
-    encoded = encode_samples(samples, _tokenizers(preset), sizes, workers=options.workers, progress=True)
-    write_encoded(options.out, encoded)
-    print(f"{options.out}: {len(encoded)} samples, {sum(len(s.ids) for s in encoded)} tokens")
+    index = tokenize_files(options.files, options.out, partial(_tokenizers, preset), preset.image_tokenizer.sizes,
+                           options.workers, options.shard_rows, options.broken, options.broken_share, progress=True)
+    samples, tokens = (sum(shard[key] for shard in index["shards"]) for key in ("samples", "tokens"))
+    print(f"{options.out}: {samples} samples, {tokens} tokens in {len(index['shards'])} shards, {index['broken']} broken")
 
 
 def _tokenizers(preset: Any) -> Any:
@@ -66,11 +77,14 @@ def _tokenizers(preset: Any) -> Any:
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     preset_arguments(parser)
     parser.add_argument("--stage", type=int, required=True, choices=(1, 2, 3))
-    parser.add_argument("--data", type=Path, nargs="+", help="files of omnidiff tokenize, in place of the world's")
+    parser.add_argument("--data", type=Path, nargs="+",
+                        help="folders of omnidiff tokenize, or .jsonl, .json and .tar files, in place of the world's")
     parser.add_argument("--init", type=Path, help="denoiser to start from (default: the stage before, as notebooks left it)")
     parser.add_argument("--out", type=Path, help="folder to train in (default: one for each configuration)")
     parser.add_argument("--fresh", action="store_true", help="do not resume what the folder holds")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode the media of files given as --data")
+    _broken_arguments(parser)
 
 
 @command("train", "Train one of the three stages; resumes from its newest good checkpoint.",
@@ -78,7 +92,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 @arguments(_train_arguments)
 def _train(options: argparse.Namespace) -> None:
     from omnidiff_lite.artifacts import Artifacts
-    from omnidiff_lite.data.encode import by_task
+    from omnidiff_lite.data.sources import open_samples
     from omnidiff_lite.provenance import config_hash
     from omnidiff_lite.training.stages import run_stage
 
@@ -89,7 +103,9 @@ def _train(options: argparse.Namespace) -> None:
     if init is None and options.stage > 1:
         init = artifacts.require(artifacts.stage(options.stage - 1) / "denoiser", before)
     out = options.out or artifacts.work / "train" / f"stage{options.stage}-{config_hash(preset)}"
-    data = by_task(options.data) if options.data else None
-    _, history = run_stage(preset, options.stage, _tokenizers(preset), init, out, artifacts.cache, options.seed,
+    tokenizers = _tokenizers(preset)
+    data = open_samples(options.data, tokenizers, preset.image_tokenizer.sizes, out, options.workers, options.broken,
+                        options.broken_share) if options.data else None
+    _, history = run_stage(preset, options.stage, tokenizers, init, out, artifacts.cache, options.seed,
                            datasets=data, resume=not options.fresh)
     print(f"stage {options.stage}: last loss {history['loss'].iloc[-1]:.3f}; {out}")

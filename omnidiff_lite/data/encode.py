@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +90,7 @@ def build_dataset(preset: Preset, tokenizers: Tokenizers, task: str, split: str,
     """
     from omnidiff_lite.world.dataset import samples
 
-    sizes = preset.image_tokenizer.understanding_size, preset.image_tokenizer.generation_size
+    sizes = preset.image_tokenizer.sizes
     key = _key(preset.world, task, split, n, seed, sizes, tokenizers.fingerprint())
     path = Path(cache_dir) / "encoded" / f"{task}-{split}-{n}-{key}.safetensors"
     if not path.exists():
@@ -119,15 +119,6 @@ def read_encoded(path: str | Path) -> list[EncodedSample]:
                     for name, column in (("ids", 0), ("frames", 1)))
     labels = np.split(tensors["labels"], np.cumsum(tensors["lengths"][:-1, 0]))
     return [EncodedSample(*parts) for parts in zip(text, labels, frames, tasks, strict=True)]
-
-
-def by_task(paths: Iterable[str | Path]) -> dict[str, list[EncodedSample]]:
-    """Samples of several encoded files, sorted by task: what training takes."""
-    datasets: dict[str, list[EncodedSample]] = {}
-    for path in paths:
-        for sample in read_encoded(path):
-            datasets.setdefault(sample.task, []).append(sample)
-    return datasets
 
 
 @contextmanager
