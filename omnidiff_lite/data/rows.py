@@ -78,7 +78,9 @@ class JsonlRows(Rows):
         super().__init__(path)
         ends = np.fromiter(_line_ends(self.path), np.int64)
         starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)
-        filled = ends - starts > 1  # more than a carriage return
+        filled = ends > starts
+        for number in np.flatnonzero(ends - starts == 1):  # a carriage return alone is blank too
+            filled[number] = read_bytes(self.path, int(starts[number]), 1) != b"\r"
         self._starts, self._ends, self._lines = starts[filled], ends[filled], np.flatnonzero(filled) + 1
 
     def __len__(self) -> int:

@@ -43,14 +43,15 @@ def write_shard(path: Path, samples: Sequence[EncodedSample], pad: int, notes: d
                 "holds_pad": np.array([(s.ids == pad).any() for s in samples], np.uint8)}
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        save_file(tensors, partial, metadata={"tasks": json.dumps(tasks), "notes": json.dumps(notes)})
+        # One entry: safetensors writes several in any order, and equal shards shall be equal files.
+        save_file(tensors, partial, metadata={"notes": json.dumps({"tasks": tasks, **notes})})
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def shard_notes(path: Path) -> dict[str, Any]:
-    """The `notes` of a shard."""
+    """The `notes` of a shard, and its "tasks" in the order of their numbers."""
     return json.loads(read_notes(path)["notes"])
 
 
@@ -64,7 +65,7 @@ def write_index(directory: Path, shards: Iterable[Path], about: dict[str, Any]) 
 
 
 def _entry(shard: Path) -> dict[str, Any]:
-    names, tasks = json.loads(read_notes(shard)["tasks"]), read_rows(shard, "tasks")
+    names, tasks = shard_notes(shard)["tasks"], read_rows(shard, "tasks")
     with shard.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     return {"file": shard.name, "bytes": shard.stat().st_size, "sha256": digest, "samples": len(tasks),
@@ -121,7 +122,7 @@ def read_shards(directories: Iterable[str | Path]) -> dict[str, ShardSamples]:
     for number, (path, _) in enumerate(shards):
         lengths = np.diff(read_rows(path, "starts")[:, 0]).astype(np.int32)
         tasks, holds_pad = read_rows(path, "tasks"), read_rows(path, "holds_pad").astype(bool)
-        for index, task in enumerate(json.loads(read_notes(path)["tasks"])):
+        for index, task in enumerate(shard_notes(path)["tasks"]):
             place = np.flatnonzero(tasks == index).astype(np.int32)
             parts.setdefault(task, []).append((lengths[place], np.full(len(place), number, np.int32), place,
                                                holds_pad[place]))
