@@ -11,23 +11,41 @@ from omnidiff_lite.cli_registry import arguments, command, load, preset_argument
 
 def _data_arguments(parser: argparse.ArgumentParser) -> None:
     preset_arguments(parser)
-    parser.add_argument("--task", required=True, help="text_qa, captioning, vqa, t2i, asr, tts, sqa, svqa or s2i")
-    parser.add_argument("--split", default="train", help="train, validation or test")
-    parser.add_argument("--n", type=int, default=100)
+    parser.add_argument("--list", action="store_true", help="print the paper's training data: licence, size, how to fetch")
+    parser.add_argument("--corpus", nargs=2, metavar=("NAME", "FOLDER"), help="read one of these as published")
+    parser.add_argument("--task", help="draw from the embedded world: text_qa, captioning, vqa, t2i, asr, tts, sqa, svqa or s2i")
+    parser.add_argument("--split", default="train", help="of the world: train, validation or test")
+    parser.add_argument("--n", type=int, help="samples (default: 100 of the world, all of a corpus)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the jsonl file and its PNG and WAV files")
+    parser.add_argument("--out", type=Path, help="folder for the jsonl file and its pictures and recordings")
+    _broken_arguments(parser)
 
 
-@command("data", "Write samples of the embedded world as files in the released jsonl format.",
-         "omnidiff data --task svqa --n 20 --out my_samples/")
+@command("data", "Write samples of the embedded world, or of published data, in the released jsonl format.",
+         "omnidiff data --corpus librispeech LibriSpeech/train-clean-100 --out librispeech/")
 @arguments(_data_arguments)
 def _data(options: argparse.Namespace) -> None:
+    from omnidiff_lite.data.corpora import corpus_table
     from omnidiff_lite.data.jsonl import write_samples
     from omnidiff_lite.world.dataset import samples
 
+    if options.list:
+        print(corpus_table())
+        return
+    if options.out is None or (options.task is None) == (options.corpus is None):
+        raise ValueError("give --out, and either --task (of the embedded world) or --corpus NAME FOLDER; --list shows names")
     preset = load(options)
-    drawn = samples(options.task, options.split, options.n, options.seed, preset.world)
-    print(write_samples(drawn, options.out, image_size=preset.world.image_size))
+    found = _corpus(options) if options.corpus else samples(options.task, options.split, options.n or 100, options.seed,
+                                                            preset.world)
+    print(write_samples(found, options.out, image_size=preset.world.image_size))
+
+
+def _corpus(options: argparse.Namespace) -> Any:
+    from omnidiff_lite.data.broken import BrokenLog
+    from omnidiff_lite.data.corpora import read_corpus
+
+    log = BrokenLog(options.out / "broken.jsonl", options.broken, options.broken_share)
+    return read_corpus(*options.corpus, options.n, options.out / "media", log)
 
 
 def _broken_arguments(parser: argparse.ArgumentParser) -> None:

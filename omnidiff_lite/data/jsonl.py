@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,10 @@ def read_samples(path: str | Path, root: str | Path | None = None) -> list[Sampl
     return samples
 
 
-def write_samples(samples: Sequence[Sample], directory: str | Path, name: str = "samples",
+def write_samples(samples: Iterable[Sample], directory: str | Path, name: str = "samples",
                   image_size: int | None = None) -> Path:
     """Write `directory/name.jsonl`, with recipes drawn and spoken into `images/` and `audios/`; returns its path.
+    One sample is in memory at a time.
 
     `image_size`: pixels of the drawn pictures. Files that samples already name are not copied: their absolute paths
     are written.
