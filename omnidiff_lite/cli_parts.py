@@ -14,6 +14,9 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="print the paper's training data: licence, size, how to fetch")
     parser.add_argument("--corpus", nargs=2, metavar=("NAME", "FOLDER"), help="read one of these as published")
     parser.add_argument("--task", help="draw from the embedded world: text_qa, captioning, vqa, t2i, asr, tts, sqa, svqa or s2i")
+    parser.add_argument("--sdvi", choices=("svqa", "s2i"), help="speak the corpus: llava_onevision's questions, or "
+                        "blip3o_journeydb's captions (section 3.3); a killed run goes on")
+    parser.add_argument("--speaker", default="espeak", help="who speaks: espeak, or an installed synthesiser")
     parser.add_argument("--split", default="train", help="of the world: train, validation or test")
     parser.add_argument("--n", type=int, help="samples (default: 100 of the world, all of a corpus)")
     parser.add_argument("--seed", type=int, default=0)
@@ -34,18 +37,33 @@ def _data(options: argparse.Namespace) -> None:
         return
     if options.out is None or (options.task is None) == (options.corpus is None):
         raise ValueError("give --out, and either --task (of the embedded world) or --corpus NAME FOLDER; --list shows names")
+    if options.sdvi:
+        print(_sdvi(options))
+        return
     preset = load(options)
-    found = _corpus(options) if options.corpus else samples(options.task, options.split, options.n or 100, options.seed,
+    found = _corpus(options, options.n) if options.corpus else samples(options.task, options.split, options.n or 100, options.seed,
                                                             preset.world)
     print(write_samples(found, options.out, image_size=preset.world.image_size))
 
 
-def _corpus(options: argparse.Namespace) -> Any:
+def _corpus(options: argparse.Namespace, limit: int | None = None) -> Any:
     from omnidiff_lite.data.broken import BrokenLog
     from omnidiff_lite.data.corpora import read_corpus
 
     log = BrokenLog(options.out / "broken.jsonl", options.broken, options.broken_share)
-    return read_corpus(*options.corpus, options.n, options.out / "media", log)
+    return read_corpus(*options.corpus, limit, options.out / "media", log)
+
+
+def _sdvi(options: argparse.Namespace) -> Path:
+    from omnidiff_lite.data.broken import BrokenLog
+    from omnidiff_lite.data.sdvi import SIZE, build_sdvi
+    from omnidiff_lite.world.synthesisers import synthesiser
+
+    if options.corpus is None:
+        raise ValueError("--sdvi speaks a corpus: give --corpus llava_onevision FOLDER, or blip3o_journeydb FOLDER")
+    log = BrokenLog(options.out / "unspoken.jsonl", options.broken, options.broken_share)
+    return build_sdvi(options.sdvi, _corpus(options), options.out, synthesiser(options.speaker), options.n or SIZE,
+                      options.seed, log, progress=True)
 
 
 def _broken_arguments(parser: argparse.ArgumentParser) -> None:

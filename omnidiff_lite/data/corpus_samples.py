@@ -104,7 +104,8 @@ def conversation(row: Row, source: Source) -> Sample:
         if asked is None:
             raise source.error("a picture but no user turn; give the file as published")
         asked["content"] = f"{asked['content']}\n{IMAGE}"
-    return Sample(messages, images, [], task_of(messages))
+    meta = {"source": row["data_source"]} if isinstance(row.get("data_source"), str) else {}
+    return Sample(messages, images, [], task_of(messages), meta)
 
 
 def _message(turn: Any, source: Source) -> dict[str, str]:

@@ -53,12 +53,16 @@ def write_samples(samples: Iterable[Sample], directory: str | Path, name: str = 
     path = directory / f"{name}.jsonl"
     with open(path, "w", encoding="utf-8") as file:
         for sample in samples:
-            row = {"messages": sample.messages,
-                   "images": [_write_image(ref, directory, image_size) for ref in sample.images],
-                   "audios": [_write_audio(ref, directory) for ref in sample.audios],
-                   "task": sample.task, "meta": sample.meta}
+            row = row_of(sample) | {"images": [_write_image(ref, directory, image_size) for ref in sample.images],
+                                    "audios": [_write_audio(ref, directory) for ref in sample.audios]}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return path
+
+
+def row_of(sample: Sample) -> dict[str, Any]:
+    """A sample as a row of the format, references as they are."""
+    return {"messages": sample.messages, "images": sample.images, "audios": sample.audios, "task": sample.task,
+            "meta": sample.meta}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
