@@ -5,12 +5,17 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
+import textwrap
+import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import psutil
 import pytest
 import toys
 
@@ -185,8 +190,8 @@ def test_a_position_leads_to_the_same_rows_without_the_windows_before(folder, tm
     later = stream(data, rows=1)
     measured = []
     for task in data:
-        monkey = data[task].measure
-        object.__setattr__(later.data[task], "measure", lambda n, pad, real=monkey: measured.append(len(n)) or real(n, pad))
+        object.__setattr__(later.data[task], "measure",
+                           lambda n, pad, real=data[task].measure: measured.append(len(n)) or real(n, pad))
     with feeding(later, [0], far, far + 2, tmp_path) as feed:
         assert same(feed.rows(far) + feed.rows(far + 1), unbroken.batch(far) + unbroken.batch(far + 1))
     assert sum(measured) == WINDOW, "two windows were not planned again"
@@ -271,6 +276,45 @@ def test_tokenize_keeps_finished_shards_and_makes_the_rest(folder):
     assert again == index
     kept = {path.name for path in out.glob("shard-*.safetensors") if path.stat().st_mtime_ns == before[path.name]}
     assert kept == before.keys() - {"shard-00002.safetensors"}
+
+
+def test_a_killed_run_leaves_no_worker_and_goes_on(folder):
+    """Killed in the midst of the work, by a signal that nothing can catch."""
+    script = folder / "run.py"
+    script.write_text(textwrap.dedent(f"""
+        import sys, time
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import toys
+        from omnidiff_lite.data.tokenize import tokenize_files
+
+        class Slow(toys.ToyParts):
+            def _frames(self, waves, batch_size):
+                time.sleep(3)  # 6 shards of speech: some are made when the others are not
+                return super()._frames(waves, batch_size)
+
+        if __name__ == "__main__":
+            tokenize_files([{str(folder / 'speech.jsonl')!r}], {str(folder / 'ids')!r}, Slow, (32, 16), processes=2,
+                           shard_rows=2)
+    """))
+    owner = subprocess.Popen([sys.executable, script])
+    wait_until(lambda: list((folder / "ids").glob("shard-*.safetensors")), 120)
+    workers = psutil.Process(owner.pid).children(recursive=True)
+    owner.kill()
+    owner.wait()
+    wait_until(lambda: not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers), 30)
+    made = {path.name: path.stat().st_mtime_ns for path in (folder / "ids").glob("shard-*.safetensors")}
+    assert 0 < len(made) < 6 and not (folder / "ids/index.json").exists()
+    index = tokenize_files([folder / "speech.jsonl"], folder / "ids", toys.ToyParts, SIZES, shard_rows=2)
+    assert sum(entry["samples"] for entry in index["shards"]) == 12
+    assert all((folder / "ids" / name).stat().st_mtime_ns == when for name, when in made.items()), "they were kept"
+    assert len(read_shards([folder / "ids"])["asr"]) == 12
+
+
+def wait_until(true, seconds: float) -> None:
+    deadline = time.time() + seconds
+    while not true():
+        assert time.time() < deadline, "it takes too long"
+        time.sleep(0.1)
 
 
 def test_processes_make_the_same_shards(folder):

@@ -157,9 +157,12 @@ class PackedStream:
 
     def position(self, step: int) -> dict[str, int]:
         """Where a step begins: its window, and the rows before that. For `resume`, in a later process."""
-        self._locate(step * self.rows)
-        window = bisect_right(self._rows_until, step * self.rows) - 1
-        return {"window": self._first + window, "rows": self._rows_until[window]}
+        window, row = self._place(step * self.rows)
+        return {"window": window, "rows": step * self.rows - row}
+
+    def window(self, number: int) -> list[list[Draw]]:
+        """The rows of a window, as draws."""
+        return self._window(number)
 
     def resume(self, window: int, rows: int) -> None:
         """Start looking for rows at a `position`: nothing changes but the time to the first one."""
@@ -177,13 +180,18 @@ class PackedStream:
                          pad=self.pad, context_of_audio=self.context_of_audio) for row in whole]
 
     def _locate(self, number: int) -> list[Draw]:
+        window, row = self._place(number)
+        return self._window(window)[row]
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """Window of a row, and its number there."""
         if number < self._rows_until[0]:
             self._first, self._rows_until = 0, [0]
         while self._rows_until[-1] <= number:
             planned = self._window(self._first + len(self._rows_until) - 1)
             self._rows_until.append(self._rows_until[-1] + len(planned))
         window = bisect_right(self._rows_until, number) - 1
-        return self._window(self._first + window)[number - self._rows_until[window]]
+        return self._first + window, number - self._rows_until[window]
 
     def _plan(self, window: int) -> list[list[Draw]]:
         """The rows of one window, as draws."""
