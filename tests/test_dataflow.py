@@ -245,6 +245,12 @@ def test_broken_samples_are_named_and_left_out(folder):
     assert BrokenLog(folder / "broken.jsonl").known == {e["where"]: e["reason"] for e in known}, "a resumed run knows them"
 
 
+def test_each_process_has_a_log_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "2")
+    BrokenLog(tmp_path / "broken.jsonl").skip("a.jsonl, line 1", "is silent")
+    assert [path.name for path in tmp_path.iterdir()] == ["broken-2.jsonl"]
+
+
 def test_past_the_limits_the_run_stops_with_the_cause():
     number = BrokenLog(most=2, share=1.0)
     number.saw(1000)
@@ -289,7 +295,7 @@ def test_a_killed_run_leaves_no_worker_and_goes_on(folder):
 
         class Slow(toys.ToyParts):
             def _frames(self, waves, batch_size):
-                time.sleep(3)  # 6 shards of speech: some are made when the others are not
+                time.sleep(600 * bool(self.seen))  # each worker makes one shard, and is at work on its second
                 return super()._frames(waves, batch_size)
 
         if __name__ == "__main__":
@@ -297,13 +303,13 @@ def test_a_killed_run_leaves_no_worker_and_goes_on(folder):
                            shard_rows=2)
     """))
     owner = subprocess.Popen([sys.executable, script])
-    wait_until(lambda: list((folder / "ids").glob("shard-*.safetensors")), 120)
+    wait_until(lambda: list((folder / "ids").glob("shard-*.safetensors")), 300)
     workers = psutil.Process(owner.pid).children(recursive=True)
     owner.kill()
     owner.wait()
-    wait_until(lambda: not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers), 30)
+    wait_until(lambda: not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers), 60)
     made = {path.name: path.stat().st_mtime_ns for path in (folder / "ids").glob("shard-*.safetensors")}
-    assert 0 < len(made) < 6 and not (folder / "ids/index.json").exists()
+    assert 0 < len(made) <= 2 and not (folder / "ids/index.json").exists()
     index = tokenize_files([folder / "speech.jsonl"], folder / "ids", toys.ToyParts, SIZES, shard_rows=2)
     assert sum(entry["samples"] for entry in index["shards"]) == 12
     assert all((folder / "ids" / name).stat().st_mtime_ns == when for name, when in made.items()), "they were kept"

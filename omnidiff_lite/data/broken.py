@@ -6,6 +6,7 @@ A line of the log is {"where": "data.jsonl, line 17", "reason": "..."}. What an 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from omnidiff_lite.data.errors import DataError
@@ -18,11 +19,18 @@ class BrokenLog:
     """The broken samples of one run, or of one process of it."""
 
     def __init__(self, path: str | Path | None = None, most: int = MOST, share: float = SHARE) -> None:
-        """`path`: of the log, a jsonl file that grows (None: only counted). `most`: broken samples allowed in all;
-        `share`: of those seen by this process, 0..1, judged once it has seen `JUDGED_FROM`."""
-        self.path, self.most, self.share = Path(path) if path else None, most, share
+        """`path`: of the log, a jsonl file that grows (None: only counted); `broken-1.jsonl` in the second of several
+        processes, and so on. `most`: broken samples allowed in all; `share`: of those seen by this process, 0..1, judged
+        once it has seen `JUDGED_FROM`."""
+        self._path, self.most, self.share = Path(path) if path else None, most, share
         self.known = self._read()
         self.seen = self.new = 0
+
+    @property
+    def path(self) -> Path | None:
+        """Of this process's log."""
+        rank = os.environ.get("RANK", "0")
+        return self._path if rank == "0" or self._path is None else self._path.with_stem(f"{self._path.stem}-{rank}")
 
     def skip(self, where: str, reason: str) -> None:
         """Note one broken sample; a known one is not noted again. Raises `DataError` past the limit."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,17 +20,15 @@ def open_samples(paths: Sequence[str | Path], tokenizers: Tokenizers, image_size
                  workers: int = 0, most: int = MOST, share: float = SHARE) -> dict[str, Samples]:
     """Samples by task, from folders of `omnidiff tokenize` and from jsonl, json and tar files.
 
-    `workers`: processes that decode media of the files. Broken samples go to `out/broken.jsonl` (`broken-1.jsonl` of the
-    second process, and so on), up to the limits of `BrokenLog`. Raises `DataError` for what cannot be read, and for a
-    task that comes both ways.
+    `workers`: processes that decode media of the files. Broken samples go to `out/broken.jsonl`, up to the limits of
+    `BrokenLog`. Raises `DataError` for what cannot be read, and for a task that comes both ways.
     """
     folders = [path for path in map(Path, paths) if path.is_dir()]
     files = [path for path in map(Path, paths) if not path.is_dir()]
     found: dict[str, Samples] = dict(read_shards(folders))
     if not files:
         return found
-    rank = os.environ.get("RANK", "0")
-    log = BrokenLog(Path(out) / ("broken.jsonl" if rank == "0" else f"broken-{rank}.jsonl"), most, share)
+    log = BrokenLog(Path(out) / "broken.jsonl", most, share)
     raw = raw_samples(files, Encoder(tokenizers, image_sizes, workers), log)
     both = sorted(found.keys() & raw.keys())
     if both:

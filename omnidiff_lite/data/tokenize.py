@@ -151,6 +151,8 @@ def _begin(owner: int, load: Load, image_sizes: tuple[int, int], threads: int) -
     global _encoder
     end_with(owner)
     torch.set_num_threads(threads)
+    if torch.cuda.is_available():  # one after the other
+        torch.cuda.set_device((multiprocessing.current_process()._identity[0] - 1) % torch.cuda.device_count())
     _encoder = Encoder(load(), image_sizes)
 
 
