@@ -11,9 +11,9 @@ from omnidiff_lite.cli_registry import arguments, command, load, preset_argument
 
 def _data_arguments(parser: argparse.ArgumentParser) -> None:
     preset_arguments(parser)
-    parser.add_argument("--list", action="store_true", help="print the paper's training data: licence, size, how to fetch")
+    parser.add_argument("--list", action="store_true", help="print the paper's data: licence, size, how to fetch")
     parser.add_argument("--corpus", nargs=2, metavar=("NAME", "FOLDER"), help="read one of these as published")
-    parser.add_argument("--task", help="draw from the embedded world: text_qa, captioning, vqa, t2i, asr, tts, sqa, svqa or s2i")
+    parser.add_argument("--task", help="of the embedded world: text_qa, captioning, vqa, t2i, asr, tts, sqa, svqa, s2i")
     parser.add_argument("--sdvi", choices=("svqa", "s2i"), help="speak the corpus: llava_onevision's questions, or "
                         "blip3o_journeydb's captions (section 3.3); a killed run goes on")
     parser.add_argument("--speaker", default="espeak", help="who speaks: espeak, or an installed synthesiser")
@@ -36,13 +36,13 @@ def _data(options: argparse.Namespace) -> None:
         print(corpus_table())
         return
     if options.out is None or (options.task is None) == (options.corpus is None):
-        raise ValueError("give --out, and either --task (of the embedded world) or --corpus NAME FOLDER; --list shows names")
+        raise ValueError("give --out, and either --task (of the world) or --corpus NAME FOLDER; --list shows names")
     if options.sdvi:
         print(_sdvi(options))
         return
     preset = load(options)
-    found = _corpus(options, options.n) if options.corpus else samples(options.task, options.split, options.n or 100, options.seed,
-                                                            preset.world)
+    found = (_corpus(options, options.n) if options.corpus else
+             samples(options.task, options.split, options.n or 100, options.seed, preset.world))
     print(write_samples(found, options.out, image_size=preset.world.image_size))
 
 
@@ -69,7 +69,7 @@ def _sdvi(options: argparse.Namespace) -> Path:
 def _broken_arguments(parser: argparse.ArgumentParser) -> None:
     from omnidiff_lite.data.broken import MOST, SHARE
 
-    parser.add_argument("--broken", type=int, default=MOST, metavar="N", help=f"broken samples to bear (default {MOST})")
+    parser.add_argument("--broken", type=int, default=MOST, metavar="N", help=f"broken samples allowed (default {MOST})")
     parser.add_argument("--broken-share", type=float, default=SHARE, metavar="S",
                         help=f"share of those seen that may be broken (default {SHARE:g})")
 
@@ -78,7 +78,7 @@ def _tokenize_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", type=Path, nargs="+",
                         help="samples in the released format: .jsonl, .json, or .tar shards of .json with their media")
     parser.add_argument("--preset", default="smoke", help="whose tokenizers and picture sizes (default smoke)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that load and encode, each with the tokenizers")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load and encode media")
     parser.add_argument("--shard-rows", type=int, default=2048, help="rows of one output file (default 2048)")
     parser.add_argument("--out", type=Path, required=True, help="folder of shards to write, or to go on with")
     _broken_arguments(parser)
@@ -97,7 +97,7 @@ def _tokenize(options: argparse.Namespace) -> None:
     index = tokenize_files(options.files, options.out, partial(_tokenizers, preset), preset.image_tokenizer.sizes,
                            options.workers, options.shard_rows, options.broken, options.broken_share, progress=True)
     samples, tokens = (sum(shard[key] for shard in index["shards"]) for key in ("samples", "tokens"))
-    print(f"{options.out}: {samples} samples, {tokens} tokens in {len(index['shards'])} shards, {index['broken']} broken")
+    print(f"{options.out}: {samples} samples, {tokens} tokens, {len(index['shards'])} shards, {index['broken']} broken")
 
 
 def _tokenizers(preset: Any) -> Any:
@@ -119,7 +119,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="folder to train in (default: one for each configuration)")
     parser.add_argument("--fresh", action="store_true", help="do not resume what the folder holds")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=0, help="processes that decode the media of files given as --data")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode media of files in --data")
     _broken_arguments(parser)
 
 

@@ -20,8 +20,8 @@ class BrokenLog:
 
     def __init__(self, path: str | Path | None = None, most: int = MOST, share: float = SHARE) -> None:
         """`path`: of the log, a jsonl file that grows (None: only counted); `broken-1.jsonl` in the second of several
-        processes, and so on. `most`: broken samples allowed in all; `share`: of those seen by this process, 0..1, judged
-        once it has seen `JUDGED_FROM`."""
+        processes, and so on. `most`: broken samples allowed in all; `share`: of those seen by this process, 0..1,
+        judged once it has seen `JUDGED_FROM`."""
         self._path, self.most, self.share = Path(path) if path else None, most, share
         self.known = self._read()
         self.seen = self.new = 0
@@ -54,8 +54,8 @@ class BrokenLog:
             raise DataError(f"{len(self.known)} samples are broken and {self.most} are allowed, the last one {where}: "
                             f"{reason}; {self._mend()}")
         if self.seen >= judged_from and self.new > self.share * self.seen:
-            raise DataError(f"{self.new} of {self.seen} samples are broken and a share of {self.share:g} is allowed, the "
-                            f"last one {where}: {reason}; {self._mend()}")
+            raise DataError(f"{self.new} of {self.seen} samples are broken and a share of {self.share:g} is allowed, "
+                            f"the last one {where}: {reason}; {self._mend()}")
 
     def _mend(self) -> str:
         return f"mend them{f' ({self.path} names each)' if self.path else ''} or raise the limit"

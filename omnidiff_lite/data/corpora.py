@@ -28,8 +28,8 @@ TABLE = Path(__file__).with_name("corpora.yaml")
 
 @dataclass(frozen=True)
 class Corpus:
-    """One row of table 4. `size`: in the table; `bytes`, `licence`: as published; `fetch`: a command; `layout`: what its
-    directory holds then. The rest says how it is read."""
+    """One row of table 4. `size`: in the table; `bytes`, `licence`: as published; `fetch`: a command; `layout`: what
+    its directory holds then. The rest says how it is read."""
 
     title: str
     task: Task

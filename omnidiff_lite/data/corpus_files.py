@@ -97,7 +97,9 @@ def _caught(read: Callable[[int], Any], number: int, where: str) -> Row:
         row = read(number)
     except DataError as error:
         return error
-    return row if isinstance(row, dict) else DataError(f"{where}: a {type(row).__name__}, not an object; download it again")
+    if not isinstance(row, dict):
+        return DataError(f"{where}: a {type(row).__name__}, not an object; download it again")
+    return row
 
 
 def _chapters(read: Callable[[Path], Iterator[tuple[str, Sample]]]) -> Callable[..., Iterator[tuple[Place, Row]]]:

@@ -76,8 +76,9 @@ class Source:
         if "*" not in pattern:
             return os.path.abspath(folder / path)
         root = Path(os.path.abspath(folder / path.partition("*")[0]))
-        found = next((each for each in sorted(root.glob("*")) if (each / path.partition("*/")[2]).is_file()), root / "*")
-        return os.path.abspath(found / path.partition("*/")[2])
+        rest = path.partition("*/")[2]
+        found = next((each for each in sorted(root.glob("*")) if (each / rest).is_file()), root / "*")
+        return os.path.abspath(found / rest)
 
     def _unpacked(self, medium: dict[str, Any]) -> str:
         """The file with the bytes of a medium; one of another size is what a killed run left."""
@@ -95,7 +96,8 @@ def conversation(row: Row, source: Source) -> Sample:
     """Turns of a chat, by role and content or from and value, and at most one picture, which follows the first text."""
     turns = source.value(row, "turns")
     if not isinstance(turns, list) or not turns:
-        raise source.error(f"{source.corpus.fields['turns']!r} is {turns!r}, not a list of turns; give the file as published")
+        raise source.error(f"{source.corpus.fields['turns']!r} is {turns!r}, not a list of turns; give the file as "
+                           "published")
     messages = [_message(turn, source) for turn in turns]
     images = []
     if "image" in source.corpus.fields and source.value(row, "image") is not None:
@@ -144,8 +146,9 @@ def reading(row: Row, source: Source) -> Sample:
 def spoken_question(row: Row, source: Source) -> Sample:
     """A recorded question and a written answer, which the kit's answer voice speaks."""
     answer = source.text(row)
-    return Sample(build_messages("sqa", answer=answer), [], [source.medium(row, "audio"), speech_ref(answer, ANSWER_VOICE)],
-                  "sqa", {"question": source.text(row, "question"), "answer": answer})
+    spoken = [source.medium(row, "audio"), speech_ref(answer, ANSWER_VOICE)]
+    return Sample(build_messages("sqa", answer=answer), [], spoken, "sqa",
+                  {"question": source.text(row, "question"), "answer": answer})
 
 
 def released(row: Row, source: Source) -> Sample:

@@ -33,14 +33,14 @@ def read_bytes(path: str | Path, offset: int, size: int) -> bytes:
             file.seek(offset)
             data = file.read(size)
     except OSError as error:
-        raise GoneError(f"{path}: the file is gone or cannot be read ({error}); put it back and run again, which goes on "
-                        "from the last checkpoint") from None
+        raise GoneError(f"{path}: the file is gone or cannot be read ({error}); put it back and run again, which goes "
+                        "on from the last checkpoint") from None
     while len(data) < size:  # a raw read may give less than asked for
         with open(path, "rb") as file:
             file.seek(offset + len(data))
             more = file.read(size - len(data))
         if not more:
-            raise GoneError(f"{path}: ends at byte {offset + len(data)}, before byte {offset + size}; put the whole file "
-                            "back and run again, which goes on from the last checkpoint")
+            raise GoneError(f"{path}: ends at byte {offset + len(data)}, before byte {offset + size}; put the whole "
+                            "file back and run again, which goes on from the last checkpoint")
         data += more
     return data

@@ -204,7 +204,7 @@ class PackedStream:
         pads = draw_pads(holds_pad, self.max_tail_pads, rng)
         draws = [Draw(*chosen[i], pads[i], int(tokens[i]) + pads[i]) for i in rng.permutation(len(chosen)) if tokens[i]]
         draws = [draw for draw in draws if draw.tokens <= self.length]
-        draws.sort(key=lambda draw: draw.tokens, reverse=True)  # the long ones first leave the short ones to fill the gaps
+        draws.sort(key=lambda draw: draw.tokens, reverse=True)  # long ones first leave short ones to fill the gaps
         packed = first_fit([draw.tokens for draw in draws], self.length)
         return [[draws[i] for i in packed[row]] for row in rng.permutation(len(packed))]
 
@@ -219,14 +219,15 @@ class PackedStream:
     def _fitting(self, task: str, samples: Samples) -> Samples:
         """The samples that fit a row, as far as their lengths are known."""
         if not len(samples):
-            raise PackingError(f"task {task!r} is in the mix but it has no samples; give them, or take it out of the mix")
+            raise PackingError(f"task {task!r} is in the mix but it has no samples; give them, or take it out of the "
+                               "mix")
         if samples.lengths is None:
             return samples
         fitting = np.flatnonzero(samples.lengths + self.max_tail_pads <= self.length)
         if not len(fitting):
             raise PackingError(f"task {task!r} is in the mix but none of its {len(samples)} samples fits a row of "
-                               f"{self.length} tokens (shortest: {samples.lengths.min()} and up to {self.max_tail_pads} "
-                               "pads); raise training.length")
+                               f"{self.length} tokens (shortest: {samples.lengths.min()} and up to "
+                               f"{self.max_tail_pads} pads); raise training.length")
         if len(fitting) == len(samples):
             return samples
         warnings.warn(f"{task}: {len(samples) - len(fitting)} of {len(samples)} samples are longer than a row of "

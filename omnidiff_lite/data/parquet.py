@@ -1,4 +1,4 @@
-"""Rows of parquet files. Reading them needs pyarrow, which nothing else in the kit does; it is not among its requirements."""
+"""Rows of parquet files. Reading them needs pyarrow, which nothing else in the kit does: it is no requirement of it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Rows of the released format by number, from files that are not read into memory: jsonl, and WebDataset-style tar shards.
+"""Rows of the released format by number, from files that are not read into memory: jsonl, and WebDataset-style tars.
 
-    shard-000.tar:  0001.json  0001.a.jpg  0001.q.flac      one sample: the members whose names agree up to the first dot
+    shard-000.tar:  0001.json  0001.a.jpg  0001.q.flac      one sample: members whose names agree up to the first dot
                     0002.json  ...
 
 A sample's `.json` is a row of the released format, whose `images` and `audios` are names of members of the sample. Only
@@ -118,7 +118,7 @@ class TarRows(Rows):
             with tarfile.open(fileobj=io.BytesIO(read_bytes(self.path, start, end - start)), mode="r:") as group:
                 return {member.name: (start + member.offset_data, member.size) for member in group if member.isfile()}
         except tarfile.TarError as error:
-            raise DataError(f"{self.where(number)}: not a piece of a tar file ({error}); make the shard again") from None
+            raise DataError(f"{self.where(number)}: no piece of a tar file ({error}); make the shard anew") from None
 
     def row(self, number: int) -> Any:
         members = self.members(number)
@@ -151,7 +151,7 @@ class ListRows(Rows):
         super().__init__(path)
         self._rows = parse_row(self.path.read_bytes(), str(path))
         if not isinstance(self._rows, list):
-            raise DataError(f"{path}: holds a {type(self._rows).__name__}; a .json file holds one list of conversations")
+            raise DataError(f"{path}: holds a {type(self._rows).__name__}; a .json file holds a list of conversations")
 
     def __len__(self) -> int:
         return len(self._rows)

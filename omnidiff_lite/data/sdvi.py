@@ -34,12 +34,12 @@ Spoken = tuple[str, str]  # a text and the voice that says it
 Script = tuple[Sample, list[Spoken]]  # a sample without recordings, and what they shall say
 
 
-def build_sdvi(task: str, samples: Iterable[Sample], out: str | Path, speaker: Synthesiser, n: int = SIZE, seed: int = 0,
-               log: BrokenLog | None = None, progress: bool = False) -> Path:
+def build_sdvi(task: str, samples: Iterable[Sample], out: str | Path, speaker: Synthesiser, n: int = SIZE,
+               seed: int = 0, log: BrokenLog | None = None, progress: bool = False) -> Path:
     """Make up to `n` samples of `task` ("svqa" from samples of VQA, "s2i" from those of T2I); returns the jsonl file.
 
-    `samples`: in the same order at every call (`read_corpus`). `log`: takes what cannot be spoken. Raises `DataError` for
-    another task, and where the folder was begun with another seed or speaker.
+    `samples`: in the same order at every call (`read_corpus`). `log`: takes what cannot be spoken. Raises `DataError`
+    for another task, and where the folder was begun with another seed or speaker.
     """
     if task not in SCRIPTS:
         raise DataError(f"SDVI has no task {task!r}; choose one of {', '.join(SCRIPTS)}")
@@ -93,7 +93,8 @@ def _llava_row(sample: Sample) -> sdvi.Row | None:
     if len(sample.images) != 1 or [turn["role"] for turn in turns[:2]] != ["user", "assistant"]:
         return None
     return {"image": sample.images[0], "data_source": str(sample.meta.get("source", "")), "conversations": [
-        {"from": "human", "value": turns[0]["content"].replace(IMAGE, "")}, {"from": "gpt", "value": turns[1]["content"]}]}
+        {"from": "human", "value": turns[0]["content"].replace(IMAGE, "")},
+        {"from": "gpt", "value": turns[1]["content"]}]}
 
 
 def _voice(speaker: Synthesiser, seed: int, *key: str) -> str:

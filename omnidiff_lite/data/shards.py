@@ -5,7 +5,7 @@
                                        each sample in these; tasks, holds_pad uint8 [n]
             broken.jsonl               samples that were left out, with the reason
 
-In memory are a sample's length, its shard and its place there: 13 bytes a sample, some 250 MB for all of the paper's data.
+In memory are a sample's length, its shard and its place there: 13 bytes a sample, some 250 MB for all of the paper's.
 """
 
 from __future__ import annotations
@@ -136,8 +136,8 @@ def _shards(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
     try:
         entries = json.loads(index.read_text())["shards"]
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{index}: no index of encoded shards ({error}); `omnidiff tokenize` writes it last, so run it to "
-                        "its end") from None
+        raise DataError(f"{index}: no index of encoded shards ({error}); `omnidiff tokenize` writes it last, so run it "
+                        "to its end") from None
     for entry in entries:
         path = directory / entry["file"]
         size = path.stat().st_size if path.is_file() else None

@@ -1,7 +1,7 @@
 """Encode files of samples once, in parallel processes, so that training reads ids (`omnidiff tokenize`).
 
-The rows are cut into shards of a fixed number, each made by one process and written whole. A run that was killed goes on:
-shards that are there are kept. Broken samples are left out, named in `broken.jsonl`, and stop the run past the limit.
+The rows are cut into shards of a fixed number, each made by one process and written whole. A run that was killed goes
+on: shards that are there are kept. Broken samples are left out, named in `broken.jsonl`, and stop the run past the limit.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def _same_run(out: Path, about: dict[str, Any]) -> None:
         before = json.loads(path.read_text())
         differ = [key for key in about if before.get(key) != about[key]]
         if differ:
-            raise DataError(f"{out} holds shards that were made from another {', '.join(differ)}: give another folder, or "
-                            "delete it")
+            raise DataError(f"{out} holds shards that were made from another {', '.join(differ)}: give another folder, "
+                            "or delete it")
         return
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(about, indent=1))
@@ -117,8 +117,9 @@ def _done(jobs: Sequence[Job], load: Load, tokenizers: Tokenizers, image_sizes: 
             _make(job, open_rows(job.source), Encoder(tokenizers, image_sizes))
             yield job
         return
+    threads = max(1, (os.cpu_count() or 1) // processes)
     with ProcessPoolExecutor(min(processes, len(left)), multiprocessing.get_context("spawn"), initializer=_begin,
-                             initargs=(os.getpid(), load, image_sizes, max(1, (os.cpu_count() or 1) // processes))) as pool:
+                             initargs=(os.getpid(), load, image_sizes, threads)) as pool:
         yield from _pooled(pool, left, 2 * processes)
 
 

@@ -1,7 +1,7 @@
 """How full the rows of a stage are, packed by the stream that training uses, from the lengths of table 4's samples.
 
-Three pictures of a user turn are 3,078 tokens and so never share a row of the paper's 3,072: where they make up most of a
-stage, no packing fills its rows. What any packing could reach at most is therefore computed beside.
+Three pictures of a user turn are 3,078 tokens and so never share a row of the paper's 3,072: where they make up most of
+a stage, no packing fills its rows. What any packing could reach at most is therefore computed beside.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def fewest_rows(tokens: Sequence[int], length: int) -> int:
 
 
 def _task(preset: Preset, task: str, stage: int) -> _Lengths:
-    """Of table 4's sources of a task in this stage (of all, where the preset trains on it in another than the paper)."""
+    """Of table 4's sources of a task in this stage; of all, where the paper does not train on it in this one."""
     found = [s for s in sources(stage) if s.task == task] or [s for s in sources() if s.task == task]
     pads = (1 + preset.training.max_tail_pads) / 2 if preset.training.max_tail_pads else 0  # the stream adds its own
     lengths = [math.ceil(sample_tokens(task, preset, s.clip_seconds).total - pads) for s in found]

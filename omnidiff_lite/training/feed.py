@@ -1,7 +1,7 @@
 """The rows of a training run as one process gets them: made in a thread, ahead of the step that needs them.
 
-Where the stream stood at each checkpoint lies beside them, in `stream.json`: two numbers, from which a resumed run finds
-its next row without packing all that came before.
+Where the stream stood at each checkpoint lies beside them, in `stream.json`: two numbers, from which a resumed run
+finds its next row without packing all that came before.
 """
 
 from __future__ import annotations

@@ -56,5 +56,5 @@ def synthesiser(name: str = "espeak") -> Synthesiser:
         return offered[name].load()()
     if name == "espeak":
         return Espeak()
-    raise VoiceError(f"no synthesiser {name!r}; there are {', '.join(['espeak', *offered])}. A package offers one under the "
-                     f"entry point group {GROUP!r}")
+    raise VoiceError(f"no synthesiser {name!r}; there are {', '.join(['espeak', *offered])}. A package offers one under "
+                     f"the entry point group {GROUP!r}")
