@@ -11,46 +11,93 @@ from omnidiff_lite.cli_registry import arguments, command, load, overrides, pres
 
 def _data_arguments(parser: argparse.ArgumentParser) -> None:
     preset_arguments(parser)
-    parser.add_argument("--task", required=True, help="text_qa, captioning, vqa, t2i, asr, tts, sqa, svqa or s2i")
-    parser.add_argument("--split", default="train", help="train, validation or test")
-    parser.add_argument("--n", type=int, default=100)
+    parser.add_argument("--list", action="store_true", help="print the paper's data: licence, size, how to fetch")
+    parser.add_argument("--corpus", nargs=2, metavar=("NAME", "FOLDER"), help="read one of these as published")
+    parser.add_argument("--task", help="of the embedded world: text_qa, captioning, vqa, t2i, asr, tts, sqa, svqa, s2i")
+    parser.add_argument("--sdvi", choices=("svqa", "s2i"), help="speak the corpus: llava_onevision's questions, or "
+                        "blip3o_journeydb's captions (section 3.3); a killed run goes on")
+    parser.add_argument("--speaker", default="espeak", help="who speaks: espeak, or an installed synthesiser")
+    parser.add_argument("--split", default="train", help="of the world: train, validation or test")
+    parser.add_argument("--n", type=int, help="samples (default: 100 of the world, all of a corpus)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the jsonl file and its PNG and WAV files")
+    parser.add_argument("--out", type=Path, help="folder for the jsonl file and its pictures and recordings")
+    _broken_arguments(parser)
 
 
-@command("data", "Write samples of the embedded world as files in the released jsonl format.",
-         "omnidiff data --task svqa --n 20 --out my_samples/")
+@command("data", "Write samples of the embedded world, or of published data, in the released jsonl format.",
+         "omnidiff data --corpus librispeech LibriSpeech/train-clean-100 --out librispeech/")
 @arguments(_data_arguments)
 def _data(options: argparse.Namespace) -> None:
+    from omnidiff_lite.data.corpora import corpus_table
     from omnidiff_lite.data.jsonl import write_samples
     from omnidiff_lite.world.dataset import samples
 
+    if options.list:
+        print(corpus_table())
+        return
+    if options.out is None or (options.task is None) == (options.corpus is None):
+        raise ValueError("give --out, and either --task (of the world) or --corpus NAME FOLDER; --list shows names")
+    if options.sdvi:
+        print(_sdvi(options))
+        return
     preset = load(options)
-    drawn = samples(options.task, options.split, options.n, options.seed, preset.world)
-    print(write_samples(drawn, options.out, image_size=preset.world.image_size))
+    found = (_corpus(options, options.n) if options.corpus else
+             samples(options.task, options.split, options.n or 100, options.seed, preset.world))
+    print(write_samples(found, options.out, image_size=preset.world.image_size))
+
+
+def _corpus(options: argparse.Namespace, limit: int | None = None) -> Any:
+    from omnidiff_lite.data.broken import BrokenLog
+    from omnidiff_lite.data.corpora import read_corpus
+
+    log = BrokenLog(options.out / "broken.jsonl", options.broken, options.broken_share)
+    return read_corpus(*options.corpus, limit, options.out / "media", log)
+
+
+def _sdvi(options: argparse.Namespace) -> Path:
+    from omnidiff_lite.data.broken import BrokenLog
+    from omnidiff_lite.data.sdvi import SIZE, build_sdvi
+    from omnidiff_lite.world.synthesisers import synthesiser
+
+    if options.corpus is None:
+        raise ValueError("--sdvi speaks a corpus: give --corpus llava_onevision FOLDER, or blip3o_journeydb FOLDER")
+    log = BrokenLog(options.out / "unspoken.jsonl", options.broken, options.broken_share)
+    return build_sdvi(options.sdvi, _corpus(options), options.out, synthesiser(options.speaker), options.n or SIZE,
+                      options.seed, log, progress=True)
+
+
+def _broken_arguments(parser: argparse.ArgumentParser) -> None:
+    from omnidiff_lite.data.broken import MOST, SHARE
+
+    parser.add_argument("--broken", type=int, default=MOST, metavar="N", help=f"broken samples allowed (default {MOST})")
+    parser.add_argument("--broken-share", type=float, default=SHARE, metavar="S",
+                        help=f"share of those seen that may be broken (default {SHARE:g})")
 
 
 def _tokenize_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("jsonl", type=Path, help="samples in the released format: messages, images, audios")
+    parser.add_argument("files", type=Path, nargs="+",
+                        help="samples in the released format: .jsonl, .json, or .tar shards of .json with their media")
     preset_arguments(parser)
-    parser.add_argument("--workers", type=int, default=0, help="processes that load media")
-    parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load and encode media")
+    parser.add_argument("--shard-rows", type=int, default=2048, help="rows of one output file (default 2048)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of shards to write, or to go on with")
+    _broken_arguments(parser)
 
 
-@command("tokenize", "Encode a jsonl file once, so that training reads ids.",
-         "omnidiff tokenize my_samples/samples.jsonl --out my_samples/encoded.safetensors")
+@command("tokenize", "Encode samples once, in parallel, so that training reads ids; a killed run goes on.",
+         "omnidiff tokenize my_samples/samples.jsonl --workers 2 --out my_samples/encoded")
 @arguments(_tokenize_arguments)
 def _tokenize(options: argparse.Namespace) -> None:
-    from omnidiff_lite.data.encode import encode_samples, write_encoded
-    from omnidiff_lite.data.jsonl import read_samples
+    from functools import partial
+
+    from omnidiff_lite.data.tokenize import tokenize_files
 
     preset = load(options)
-    samples = read_samples(options.jsonl)
-    sizes = preset.image_tokenizer.understanding_size, preset.image_tokenizer.generation_size
-    encoded = encode_samples(samples, _tokenizers(preset), sizes, workers=options.workers, progress=True,
-                             speech_input=preset.denoiser.speech_input)
-    write_encoded(options.out, encoded)
-    print(f"{options.out}: {len(encoded)} samples, {sum(len(s.ids) for s in encoded)} tokens")
+    index = tokenize_files(options.files, options.out, partial(_tokenizers, preset), preset.image_tokenizer.sizes,
+                           options.workers, options.shard_rows, options.broken, options.broken_share, progress=True,
+                           speech_input=preset.denoiser.speech_input)
+    samples, tokens = (sum(shard[key] for shard in index["shards"]) for key in ("samples", "tokens"))
+    print(f"{options.out}: {samples} samples, {tokens} tokens, {len(index['shards'])} shards, {index['broken']} broken")
 
 
 def _tokenizers(preset: Any) -> Any:
@@ -66,7 +113,8 @@ def _tokenizers(preset: Any) -> Any:
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     preset_arguments(parser)
     parser.add_argument("--stage", type=int, required=True, choices=(1, 2, 3))
-    parser.add_argument("--data", type=Path, nargs="+", help="files of omnidiff tokenize, in place of the world's")
+    parser.add_argument("--data", type=Path, nargs="+",
+                        help="folders of omnidiff tokenize, or .jsonl, .json and .tar files, in place of the world's")
     parser.add_argument("--init", help="denoiser to start from, or 'scratch': fresh weights at any stage (default: the "
                         "stage before, as notebooks left it)")
     parser.add_argument("--out", type=Path, help="folder to train in (default: one for each configuration)")
@@ -74,6 +122,8 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--expect", nargs="+", default=[], metavar="WHAT", help="stop unless the launcher gave this "
                         "many processes, this kind (single, ddp, fsdp2, zero2), this device: --expect 8 fsdp2 cuda")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode media of files in --data")
+    _broken_arguments(parser)
 
 
 @command("train", "Train one of the three stages, alone or under accelerate launch or torchrun; resumes from its "
@@ -83,7 +133,7 @@ def _train(options: argparse.Namespace) -> None:
     import time
 
     from omnidiff_lite.artifacts import Artifacts
-    from omnidiff_lite.data.encode import by_task
+    from omnidiff_lite.data.sources import open_samples
     from omnidiff_lite.provenance import config_hash, provenance
     from omnidiff_lite.training.launch import Expected
     from omnidiff_lite.training.processes import is_first
@@ -97,8 +147,10 @@ def _train(options: argparse.Namespace) -> None:
     if init is None and options.stage > 1:
         init = artifacts.require(artifacts.stage(options.stage - 1) / "denoiser", before)
     out = options.out or artifacts.work / "train" / f"stage{options.stage}-{config_hash(preset)}"
-    data = by_task(options.data) if options.data else None
-    _, history = run_stage(preset, options.stage, _tokenizers(preset), init, out, artifacts.cache, options.seed,
+    tokenizers = _tokenizers(preset)
+    data = open_samples(options.data, tokenizers, preset.image_tokenizer.sizes, out, options.workers, options.broken,
+                        options.broken_share, preset.denoiser.speech_input) if options.data else None
+    _, history = run_stage(preset, options.stage, tokenizers, init, out, artifacts.cache, options.seed,
                            datasets=data, resume=not options.fresh, expected=Expected.of(options.expect))
     if is_first():
         write_json(out / "provenance.json", provenance(preset, options.seed, started, stage=options.stage,

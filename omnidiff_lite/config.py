@@ -85,6 +85,11 @@ class ImageTokenizerConfig:
     generation_size: int = 256  # pixels of a picture in an assistant turn
 
     @property
+    def sizes(self) -> tuple[int, int]:
+        """Pixels in a user turn, and in any other."""
+        return self.understanding_size, self.generation_size
+
+    @property
     def codes(self) -> int:
         return 2**self.code_bits
 

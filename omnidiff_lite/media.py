@@ -100,7 +100,7 @@ def as_part(value: object) -> Part:
                      "a PIL image or a Waveform")
 
 
-def load_image(source: str | Path | PIL.Image.Image | np.ndarray) -> PIL.Image.Image:
+def load_image(source: str | Path | PIL.Image.Image | np.ndarray | io.BytesIO) -> PIL.Image.Image:
     """Any picture that Pillow opens, as RGB: EXIF rotation applied, transparency over white.
 
     Raises `MediaError` naming the file where it is missing, truncated or no picture.
@@ -137,7 +137,7 @@ def _wide_to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     return PIL.Image.fromarray(scaled.clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
-def load_waveform(source: str | Path | Waveform | tuple[np.ndarray, int],
+def load_waveform(source: str | Path | Waveform | tuple[np.ndarray, int] | io.BytesIO,
                   max_seconds: float = MAX_SECONDS) -> Waveform:
     """A recording as mono float32 at its own rate.
 
@@ -172,7 +172,7 @@ def _samples(source: object, name: object) -> tuple[np.ndarray, int]:
         return samples, rate
     import soundfile
 
-    if not Path(source).is_file():
+    if not isinstance(source, io.BytesIO) and not Path(source).is_file():
         raise MediaError(f"{name}: no such recording; check the path")
     try:
         return soundfile.read(source, dtype="float32")

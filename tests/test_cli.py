@@ -7,7 +7,7 @@ import pytest
 
 from omnidiff_lite.artifacts import Artifacts
 from omnidiff_lite.cli import COMMANDS, main
-from omnidiff_lite.data.encode import read_encoded
+from omnidiff_lite.data.shards import read_shards
 from omnidiff_lite.evaluation.records import read_records
 
 
@@ -40,20 +40,22 @@ def test_a_users_own_folder_is_tokenized_and_trained_on(results, tmp_path, capsy
         jsonl = tmp_path / task / "samples.jsonl"
         rows = [json.loads(line) for line in jsonl.read_text().splitlines()]
         jsonl.write_text("".join(json.dumps({k: r[k] for k in ("messages", "images", "audios")}) + "\n" for r in rows))
-        assert main(["tokenize", str(jsonl), "--preset", str(results), "--out", str(tmp_path / f"{task}.safetensors")]) == 0
-    samples = read_encoded(tmp_path / "asr.safetensors")
-    assert {s.task for s in samples} == {"asr"} and all(len(s.frames) > 4 for s in samples)
+        assert main(["tokenize", str(jsonl), "--preset", str(results), "--out", str(tmp_path / f"{task}-ids")]) == 0
+    samples = read_shards([tmp_path / "asr-ids"])
+    assert list(samples) == ["asr"] and all(len(s.frames) > 4 for s in samples["asr"].fetch(range(4)))
 
     capsys.readouterr()
     change = ["--set", "training.stage1.steps=2", "--set", "training.stage1.mix.text_qa=0", "--set", "training.stage1.rows=2",
               "--set", "training.stage1.mix.t2i=0"]
-    files = [str(tmp_path / f"{task}.safetensors") for task in ("captioning", "asr")]
+    files = [str(tmp_path / f"{task}-ids") for task in ("captioning", "asr")]
     assert main(["train", "--preset", str(results), "--stage", "1", "--data", *files, *change]) == 0
     assert "last loss" in capsys.readouterr().out
     assert list((Artifacts.of("tiny").work / "train").glob("stage1-*/denoiser/model.safetensors"))
     (origin,) = (Artifacts.of("tiny").work / "train").glob("stage1-*/provenance.json")
     assert json.loads(origin.read_text())["overrides"]["training.stage1.mix.t2i"] == 0
     assert main(["train", "--preset", str(results), "--stage", "1", "--data", *files, *change]) == 0, "it resumes"
+    raw = str(tmp_path / "captioning" / "samples.jsonl")
+    assert main(["train", "--preset", str(results), "--stage", "1", "--data", raw, "--fresh", *change]) == 0
 
 
 def test_a_timing_is_shown_and_filed_under_its_own_name(results, capsys):

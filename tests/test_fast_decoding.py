@@ -11,10 +11,10 @@ from omnidiff_lite.diffusion.canvas import Canvas, Span, answer_canvas
 from omnidiff_lite.diffusion.decoding import DecodingConfig, decode
 from omnidiff_lite.diffusion.plain import decode_plain
 from omnidiff_lite.diffusion.result import DecodeResult
-from omnidiff_lite.diffusion.settings import ALGORITHMS
 from omnidiff_lite.plan.exact_speed import exact_speed, vocabulary
 from omnidiff_lite.vocabulary import Vocabulary
 
+ALGORITHMS = ("random", "confidence", "margin", "entropy")
 V = Vocabulary.small(text=30, speech_codes=120, image_codes=160)
 SIZE = DenoiserSize(hidden_size=32, intermediate_size=48, layers=2, heads=4, kv_heads=2, rope_theta=1e4)
 

@@ -69,7 +69,7 @@ class ToyParts:
         self.text = train_text_tokenizer(["Convert the speech to text. a red circle"], 260)
         self.vocabulary = extend(self.text, speech_codes=8, image_codes=256)
         self.seen: list[tuple[str, int]] = []
-        self.image = SimpleNamespace(encode=self._image)
+        self.image = SimpleNamespace(encode=self._image, config=SimpleNamespace(factor=8))
         self.speech_encoder = SimpleNamespace(encode=self._frames, config=SimpleNamespace(dim=SPEECH_DIM))
         self.speech_tokenizer = SimpleNamespace(encode_many=self._codes)
 

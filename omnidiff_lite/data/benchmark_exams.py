@@ -1,7 +1,4 @@
-"""MMMU as published (huggingface.co/datasets/MMMU/MMMU): parquet files, one folder a subject, pictures inside.
-
-Reading parquet needs pyarrow, which nothing else in the kit does; it is therefore not among its requirements.
-"""
+"""MMMU as published (huggingface.co/datasets/MMMU/MMMU): parquet files, one folder a subject, pictures inside."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omnidiff_lite.chat import Sample
+from omnidiff_lite.data import parquet
 from omnidiff_lite.data.benchmark_rows import LETTERS, BenchmarkError, Row, field, letter_label, visual_question
 
 MOST_PICTURES = 7  # columns image_1..image_7
@@ -40,15 +38,7 @@ def read_mmmu(directory: Path, pictures: Path) -> Iterator[Row]:
 
 def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of one file; a picture is {"bytes", "path"}, or None where there is none."""
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise BenchmarkError(f"{path}: reading parquet needs pyarrow; pip install pyarrow") from None
-    try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(ROWS_AT_ONCE, columns=COLUMNS):
-            yield from batch.to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise BenchmarkError(f"{path}: not a readable parquet file ({error}); download it again") from None
+    return parquet.parquet_rows(path, COLUMNS, ROWS_AT_ONCE, BenchmarkError)
 
 
 def _sample(row: dict[str, Any], pictures: Path, where: str) -> Sample:

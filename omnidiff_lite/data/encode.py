@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +74,7 @@ def encode_samples(samples: Sequence[Sample], tokenizers: Tokenizers, image_size
     uses = []
     for number, sample in enumerate(samples):
         with _naming(number, sample):
-            uses.append(_uses(sample, image_sizes, speech_input))
+            uses.append(uses_of(sample, image_sizes, speech_input))
     encoded = _encode_media(uses, tokenizers, progress, root=root, workers=workers, cache_dir=cache_dir, size=draw_size)
     chat, dim = ChatEncoder(tokenizers.vocabulary, tokenizers.text), tokenizers.speech_encoder.config.dim
     result = []
@@ -93,8 +93,7 @@ def build_dataset(preset: Preset, tokenizers: Tokenizers, task: str, split: str,
     """
     from omnidiff_lite.world.dataset import samples
 
-    sizes = preset.image_tokenizer.understanding_size, preset.image_tokenizer.generation_size
-    speech_input = preset.denoiser.speech_input
+    sizes, speech_input = preset.image_tokenizer.sizes, preset.denoiser.speech_input
     key = _key(preset.world, task, split, n, seed, sizes, speech_input, tokenizers.fingerprint())
     path = Path(cache_dir) / "encoded" / f"{task}-{split}-{n}-{key}.safetensors"
     if not path.exists():
@@ -126,15 +125,6 @@ def read_encoded(path: str | Path) -> list[EncodedSample]:
     return [EncodedSample(*parts) for parts in zip(text, labels, frames, tasks, strict=True)]
 
 
-def by_task(paths: Iterable[str | Path]) -> dict[str, list[EncodedSample]]:
-    """Samples of several encoded files, sorted by task: what training takes."""
-    datasets: dict[str, list[EncodedSample]] = {}
-    for path in paths:
-        for sample in read_encoded(path):
-            datasets.setdefault(sample.task, []).append(sample)
-    return datasets
-
-
 @contextmanager
 def _naming(number: int, sample: Sample) -> Iterator[None]:
     """An error inside names the sample."""
@@ -144,7 +134,7 @@ def _naming(number: int, sample: Sample) -> Iterator[None]:
         raise EncodingError(f"sample {number} ({sample.task}): {error}") from None
 
 
-def _uses(sample: Sample, image_sizes: tuple[int, int], speech_input: str) -> list[Use]:
+def uses_of(sample: Sample, image_sizes: tuple[int, int], speech_input: str = "continuous") -> list[Use]:
     """What the media of a sample are needed as, images first, each kind in the order of the messages."""
     images = [role for role, content in _turns(sample) for _ in range(content.count(IMAGE))]
     audios = [role for role, content in _turns(sample) for _ in range(content.count(AUDIO))]

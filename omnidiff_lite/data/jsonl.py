@@ -13,19 +13,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from omnidiff_lite.chat import AUDIO, IMAGE, ROLES, Sample, task_of
 from omnidiff_lite.config import Task
+from omnidiff_lite.data.errors import DataError
 from omnidiff_lite.data.media import is_recipe, load_image_ref, load_speech_ref
+from omnidiff_lite.data.members import is_member
 
 ROLE_NAMES = {"human": "user", "gpt": "assistant", **{role: role for role in ROLES}}
-
-
-class DataError(ValueError):
-    """A data file that does not hold what it says; the message names the file, the line and the fault."""
 
 
 def read_samples(path: str | Path, root: str | Path | None = None) -> list[Sample]:
@@ -36,15 +34,16 @@ def read_samples(path: str | Path, root: str | Path | None = None) -> list[Sampl
     """
     path = Path(path)
     root = Path(root) if root is not None else path.parent
-    samples = [_sample(row, root, where) for where, row in _rows(path)]
+    samples = [sample_of(row, root, where) for where, row in _rows(path)]
     if not samples:
         raise DataError(f"{path}: holds no samples; give one conversation a line")
     return samples
 
 
-def write_samples(samples: Sequence[Sample], directory: str | Path, name: str = "samples",
+def write_samples(samples: Iterable[Sample], directory: str | Path, name: str = "samples",
                   image_size: int | None = None) -> Path:
     """Write `directory/name.jsonl`, with recipes drawn and spoken into `images/` and `audios/`; returns its path.
+    One sample is in memory at a time.
 
     `image_size`: pixels of the drawn pictures. Files that samples already name are not copied: their absolute paths
     are written.
@@ -54,12 +53,16 @@ def write_samples(samples: Sequence[Sample], directory: str | Path, name: str = 
     path = directory / f"{name}.jsonl"
     with open(path, "w", encoding="utf-8") as file:
         for sample in samples:
-            row = {"messages": sample.messages,
-                   "images": [_write_image(ref, directory, image_size) for ref in sample.images],
-                   "audios": [_write_audio(ref, directory) for ref in sample.audios],
-                   "task": sample.task, "meta": sample.meta}
+            row = row_of(sample) | {"images": [_write_image(ref, directory, image_size) for ref in sample.images],
+                                    "audios": [_write_audio(ref, directory) for ref in sample.audios]}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return path
+
+
+def row_of(sample: Sample) -> dict[str, Any]:
+    """A sample as a row of the format, references as they are."""
+    return {"messages": sample.messages, "images": sample.images, "audios": sample.audios, "task": sample.task,
+            "meta": sample.meta}
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -71,24 +74,26 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); give a .jsonl or .json file in UTF-8") from None
     if path.suffix == ".json":
-        rows = _parse(text, str(path))
+        rows = parse_row(text, str(path))
         if not isinstance(rows, list):
             raise DataError(f"{path}: holds a {type(rows).__name__}; a .json file holds one list of conversations")
         yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield f"{path}, line {number}", _parse(line, f"{path}, line {number}")
+            yield f"{path}, line {number}", parse_row(line, f"{path}, line {number}")
 
 
-def _parse(text: str, where: str) -> Any:
+def parse_row(text: str | bytes, where: str) -> Any:
+    """JSON. Raises `DataError` naming the place."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{where}: not JSON ({error}); write one complete object a line") from None
 
 
-def _sample(row: Any, root: Path, where: str) -> Sample:
+def sample_of(row: Any, root: Path, where: str) -> Sample:
+    """One row, checked. `where` names it in messages. Raises `DataError` as `read_samples`."""
     if not isinstance(row, dict):
         raise DataError(f"{where}: a {type(row).__name__}, not an object with 'messages', 'images' and 'audios'")
     turns = row.get("messages", row.get("conversations"))
@@ -124,8 +129,8 @@ def _files(row: dict, key: str, placeholder: str, messages: list[dict[str, str]]
     wanted = sum(message["content"].count(placeholder) for message in messages)
     if wanted != len(refs):
         raise DataError(f"{where}: {wanted} {placeholder} in the messages but {len(refs)} {key}; give one for each")
-    paths = [ref if is_recipe(ref) else os.path.abspath(root / ref) for ref in refs]
-    missing = next((p for p in paths if not is_recipe(p) and not os.path.isfile(p)), None)
+    paths = [ref if is_recipe(ref) or is_member(ref) else os.path.abspath(root / ref) for ref in refs]
+    missing = next((p for p in paths if not (is_recipe(p) or is_member(p) or os.path.isfile(p))), None)
     if missing is not None:
         raise DataError(f"{where}: {key} names {missing}, which is not there; check the path or give another root")
     return paths
@@ -135,7 +140,7 @@ def _files(row: dict, key: str, placeholder: str, messages: list[dict[str, str]]
 
 def _write_image(ref: str, directory: Path, size: int | None) -> str:
     if not is_recipe(ref):
-        return os.path.abspath(ref)
+        return ref if is_member(ref) else os.path.abspath(ref)
     name = f"images/{_digest(ref)}.png"
     if not (directory / name).exists():
         (directory / "images").mkdir(exist_ok=True)
@@ -145,7 +150,7 @@ def _write_image(ref: str, directory: Path, size: int | None) -> str:
 
 def _write_audio(ref: str, directory: Path) -> str:
     if not is_recipe(ref):
-        return os.path.abspath(ref)
+        return ref if is_member(ref) else os.path.abspath(ref)
     name = f"audios/{_digest(ref)}.wav"
     if not (directory / name).exists():
         load_speech_ref(ref).save(directory / name)

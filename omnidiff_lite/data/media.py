@@ -1,4 +1,5 @@
-"""Media references to pictures and sounds: paths, and recipes of the embedded world, drawn and spoken on the way.
+"""Media references to pictures and sounds: paths, members of tar shards, and recipes of the embedded world, drawn and
+spoken on the way.
 
 `load_many` spreads the work over processes and keeps what was drawn and spoken in one archive per set, named by its
 content, which opens as an ordinary zip of PNG and FLAC files.
@@ -23,6 +24,7 @@ from typing import Literal, Union
 import numpy as np
 import PIL.Image
 
+from omnidiff_lite.data.members import is_member, read_member
 from omnidiff_lite.media import MediaError, Waveform, load_image, load_waveform
 from omnidiff_lite.provenance import source_hash
 from omnidiff_lite.world import recipes, voices
@@ -49,14 +51,26 @@ def load_image_ref(ref: str, root: str | Path | None = None, size: int | None = 
     """
     if ref.startswith(PICTURE_RECIPES):
         return _made(ref, partial(recipes.picture, size=size or RECIPE_SIZE))
-    return load_image(_path(ref, root))
+    return _inside(ref, load_image) if is_member(ref) else load_image(_path(ref, root))
 
 
 def load_speech_ref(ref: str, root: str | Path | None = None) -> Waveform:
     """The sound of a path (relative ones begin at `root`) or of a `speech:` recipe. Raises `MediaError` naming it."""
     if ref.startswith(SPEECH_RECIPE):
         return _made(ref, voices.speech)
-    return load_waveform(_path(ref, root))
+    return _inside(ref, load_waveform) if is_member(ref) else load_waveform(_path(ref, root))
+
+
+def seconds_of(ref: str, root: str | Path | None = None) -> float:
+    """How long a recording lasts, from the head of its file. Raises `MediaError` naming it."""
+    import soundfile
+
+    if ref.startswith(SPEECH_RECIPE):
+        return load_speech_ref(ref).seconds
+    try:
+        return soundfile.info(io.BytesIO(read_member(ref)) if is_member(ref) else _path(ref, root)).duration
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise MediaError(f"{ref}: not a readable recording ({error}); convert it to WAV or FLAC") from None
 
 
 def load_ref(ref: str, root: str | Path | None = None, size: int | None = None, kind: Kind | None = None) -> Media:
@@ -91,6 +105,14 @@ def _made(ref: str, make) -> Media:
     try:
         return make(ref)
     except (ValueError, voices.VoiceError) as error:
+        raise MediaError(f"{ref}: {error}") from None
+
+
+def _inside(ref: str, load) -> Media:
+    """A medium of a tar shard."""
+    try:
+        return load(io.BytesIO(read_member(ref)))
+    except MediaError as error:
         raise MediaError(f"{ref}: {error}") from None
 
 

@@ -1,7 +1,8 @@
 """Packing: samples side by side in rows of one length (appendix A of the paper), as an endless repeatable stream.
 
 The stream has no state: what `batch(step)` holds follows from the data, the mix, the seed and the step. A resumed run
-asks for its next step and gets what an unbroken run would have got.
+asks for its next step and gets what an unbroken run would have got; `position` saves it the way there. Of several
+processes each builds its own rows of a step, and all agree which these are.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 
 from omnidiff_lite.chat import IGNORE
 from omnidiff_lite.data.encode import EncodedSample
+from omnidiff_lite.data.samples import Given, Samples, as_samples
 
 WINDOW = 1024  # draws that are packed together: enough that a window's half-filled last row costs little
 
@@ -45,11 +47,12 @@ class PackedRow:
 
 @dataclass(frozen=True)
 class Draw:
-    """One sample of the stream: entry `index` of its task's data, with `pads` tail pads."""
+    """One sample of the stream: entry `index` of its task's data, with `pads` tail pads; `tokens` long with these."""
 
     task: str
     index: int
     pads: int
+    tokens: int
 
 
 def efficiency(rows: Sequence[PackedRow]) -> float:
@@ -89,7 +92,7 @@ def pack_row(samples: Sequence[EncodedSample], pads: Sequence[int], length: int,
         labels[text.stop:stop] = pad
         segments[start:stop], positions[start:stop] = number, np.arange(stop - start)
         start = stop
-    frames = np.concatenate([sample.frames for sample in samples])
+    frames = np.concatenate([sample.frames for sample in samples]) if samples else np.zeros((0, 0), np.float16)
     places = np.flatnonzero(ids == context_of_audio)
     if len(places) != len(frames):
         raise PackingError(f"{len(places)} places for speech frames but {len(frames)} frames in a row of "
@@ -98,18 +101,19 @@ def pack_row(samples: Sequence[EncodedSample], pads: Sequence[int], length: int,
     return PackedRow(ids, labels, segments, positions, frames, places, tuple(sample.task for sample in samples))
 
 
-def draw_pads(samples: Sequence[EncodedSample], maximum: int, pad: int, rng: np.random.Generator) -> list[int]:
+def draw_pads(holds_pad: Sequence[bool], maximum: int, rng: np.random.Generator) -> list[int]:
     """How many tail pads each sample gets: uniform in 1..`maximum`, none where it holds the pad id (as released)."""
     if maximum < 1:
-        return [0] * len(samples)
-    drawn = rng.integers(1, maximum + 1, len(samples)).tolist()
-    return [0 if (sample.ids == pad).any() else count for sample, count in zip(samples, drawn)]
+        return [0] * len(holds_pad)
+    drawn = rng.integers(1, maximum + 1, len(holds_pad)).tolist()
+    return [0 if held else count for held, count in zip(holds_pad, drawn)]
 
 
 def pack_all(samples: Sequence[EncodedSample], length: int, seed: int, *, pad: int, context_of_audio: int,
              max_tail_pads: int = 16) -> list[PackedRow]:
     """Every sample once, with tail pads as in training: for validation."""
-    pads = draw_pads(samples, max_tail_pads, pad, np.random.default_rng(seed))
+    holds_pad = [(sample.ids == pad).any() for sample in samples]
+    pads = draw_pads(holds_pad, max_tail_pads, np.random.default_rng(seed))
     rows = first_fit([len(sample.ids) + tail for sample, tail in zip(samples, pads)], length)
     return [pack_row([samples[i] for i in row], [pads[i] for i in row], length, pad=pad,
                      context_of_audio=context_of_audio) for row in rows]
@@ -124,26 +128,29 @@ class PackedStream:
     the windows before it: some 10 ms a window, once.
     """
 
-    def __init__(self, datasets: dict[str, list[EncodedSample]], mix: dict[str, float], length: int, rows: int,
+    def __init__(self, datasets: dict[str, Given], mix: dict[str, float], length: int, rows: int,
                  seed: int, *, pad: int, context_of_audio: int, max_tail_pads: int = 16) -> None:
-        """`mix`: share of the samples by task, scaled to sum 1. `rows`: rows a step.
+        """`datasets`: by task, in memory or any other `Samples`. `mix`: share of the samples by task, scaled to sum 1.
+        `rows`: rows a step.
 
         Each draw gets 1..`max_tail_pads` tail pads, or none where the sample holds the pad id already (as released).
-        Samples that cannot fit are left out with a warning that counts them (the released code drops them unsaid).
+        Samples that cannot fit are left out with a warning that counts them (the released code drops them unsaid);
+        those whose length is known only once they are drawn are left out then.
         Raises `PackingError` where a task of the mix has no sample that fits.
         """
         self.length, self.rows, self.seed, self.max_tail_pads = length, rows, seed, max_tail_pads
         self.pad, self.context_of_audio = pad, context_of_audio
         self.shares = _shares(mix)
         self.tasks = tuple(self.shares)
-        self.data = {task: self._fitting(task, datasets.get(task, [])) for task in self.tasks}
-        self._rows_until = [0]  # rows in the windows before each window
+        self.data = {task: self._fitting(task, as_samples(datasets.get(task, []))) for task in self.tasks}
+        self._first, self._rows_until = 0, [0]  # from window `_first` on: the rows in the windows before each
         self._window = functools.lru_cache(maxsize=4)(self._plan)
         self._order = functools.lru_cache(maxsize=2 * len(self.tasks))(self._permutation)
 
-    def batch(self, step: int) -> list[PackedRow]:
-        """The `rows` rows of step `step` (0, 1, ...)."""
-        return [self._row(number) for number in range(step * self.rows, (step + 1) * self.rows)]
+    def batch(self, step: int, own: Sequence[int] | None = None) -> list[PackedRow]:
+        """The rows of step `step` (0, 1, ...), or those with the numbers `own` of 0..`rows`-1."""
+        numbers = range(self.rows) if own is None else own
+        return self._build([self._locate(step * self.rows + number) for number in numbers])
 
     def draws(self, step: int) -> list[Draw]:
         """What the rows of a step are made of, row after row."""
@@ -156,10 +163,29 @@ class PackedStream:
         return {task: (int(window * WINDOW * share) + drawn[task]) / len(self.data[task])
                 for task, share in self.shares.items()}
 
-    def _row(self, number: int) -> PackedRow:
-        draws = self._locate(number)
-        return pack_row([self.data[d.task][d.index] for d in draws], [d.pads for d in draws], self.length,
-                        pad=self.pad, context_of_audio=self.context_of_audio)
+    def position(self, step: int) -> dict[str, int]:
+        """Where a step begins: its window, and the rows before that. For `resume`, in a later process."""
+        window, row = self._place(step * self.rows)
+        return {"window": window, "rows": step * self.rows - row}
+
+    def window(self, number: int) -> list[list[Draw]]:
+        """The rows of a window, as draws."""
+        return self._window(number)
+
+    def resume(self, window: int, rows: int) -> None:
+        """Start looking for rows at a `position`: nothing changes but the time to the first one."""
+        self._first, self._rows_until = window, [rows]
+
+    def _build(self, rows: Sequence[Sequence[Draw]]) -> list[PackedRow]:
+        """Rows with their samples; each sample is fetched once, those of a task together. Broken ones leave a gap."""
+        found: dict[tuple[str, int], EncodedSample | None] = {}
+        for task in self.tasks:
+            wanted = sorted({draw.index for row in rows for draw in row if draw.task == task})
+            if wanted:
+                found |= zip(((task, index) for index in wanted), self.data[task].fetch(wanted), strict=True)
+        whole = [[draw for draw in row if found[draw.task, draw.index] is not None] for row in rows]
+        return [pack_row([found[draw.task, draw.index] for draw in row], [draw.pads for draw in row], self.length,
+                         pad=self.pad, context_of_audio=self.context_of_audio) for row in whole]
 
     def _locate(self, number: int) -> list[Draw]:
         window, row = self._place(number)
@@ -167,24 +193,28 @@ class PackedStream:
 
     def _place(self, number: int) -> tuple[int, int]:
         """Window of a row, and its number there."""
+        if number < self._rows_until[0]:
+            self._first, self._rows_until = 0, [0]
         while self._rows_until[-1] <= number:
-            self._rows_until.append(self._rows_until[-1] + len(self._window(len(self._rows_until) - 1)))
+            planned = self._window(self._first + len(self._rows_until) - 1)
+            self._rows_until.append(self._rows_until[-1] + len(planned))
         window = bisect_right(self._rows_until, number) - 1
-        return window, number - self._rows_until[window]
+        return self._first + window, number - self._rows_until[window]
 
     def _plan(self, window: int) -> list[list[Draw]]:
         """The rows of one window, as draws."""
         rng = np.random.default_rng([self.seed, window])
-        chosen = [(task, index) for task, share in self.shares.items()
-                  for index in self._indices(task, int(window * WINDOW * share), int((window + 1) * WINDOW * share))]
-        pads = draw_pads([self.data[task][index] for task, index in chosen], self.max_tail_pads, self.pad, rng)
-        draws = [Draw(*chosen[i], pads[i]) for i in rng.permutation(len(chosen))]
-        draws.sort(key=self._tokens, reverse=True)  # the long ones first leave the short ones to fill the gaps
-        packed = first_fit([self._tokens(draw) for draw in draws], self.length)
+        indices = {task: self._indices(task, int(window * WINDOW * share), int((window + 1) * WINDOW * share))
+                   for task, share in self.shares.items()}
+        chosen = [(task, index) for task in indices for index in indices[task]]
+        tokens, holds_pad = (np.concatenate(part) for part in
+                             zip(*(self.data[task].measure(indices[task], self.pad) for task in indices)))
+        pads = draw_pads(holds_pad, self.max_tail_pads, rng)
+        draws = [Draw(*chosen[i], pads[i], int(tokens[i]) + pads[i]) for i in rng.permutation(len(chosen)) if tokens[i]]
+        draws = [draw for draw in draws if draw.tokens <= self.length]
+        draws.sort(key=lambda draw: draw.tokens, reverse=True)  # long ones first leave short ones to fill the gaps
+        packed = first_fit([draw.tokens for draw in draws], self.length)
         return [[draws[i] for i in packed[row]] for row in rng.permutation(len(packed))]
-
-    def _tokens(self, draw: Draw) -> int:
-        return len(self.data[draw.task][draw.index].ids) + draw.pads
 
     def _indices(self, task: str, start: int, stop: int) -> list[int]:
         """Entries `start..stop-1` of a task's endless sequence: one permutation of its data after another."""
@@ -194,17 +224,23 @@ class PackedStream:
     def _permutation(self, task: str, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, *task.encode(), epoch]).permutation(len(self.data[task]))
 
-    def _fitting(self, task: str, samples: list[EncodedSample]) -> list[EncodedSample]:
-        fitting = [s for s in samples if len(s.ids) + self.max_tail_pads <= self.length]
-        if not fitting:
-            why = (f"none of its {len(samples)} samples fits a row of {self.length} tokens (shortest: "
-                   f"{min(len(s.ids) for s in samples)} and up to {self.max_tail_pads} pads); raise training.length"
-                   if samples else "it has no samples; give them, or take it out of the mix")
-            raise PackingError(f"task {task!r} is in the mix but {why}")
-        if len(fitting) < len(samples):
-            warnings.warn(f"{task}: {len(samples) - len(fitting)} of {len(samples)} samples are longer than a row of "
-                          f"{self.length} tokens and are left out", stacklevel=3)
-        return fitting
+    def _fitting(self, task: str, samples: Samples) -> Samples:
+        """The samples that fit a row, as far as their lengths are known."""
+        if not len(samples):
+            raise PackingError(f"task {task!r} is in the mix but it has no samples; give them, or take it out of the "
+                               "mix")
+        if samples.lengths is None:
+            return samples
+        fitting = np.flatnonzero(samples.lengths + self.max_tail_pads <= self.length)
+        if not len(fitting):
+            raise PackingError(f"task {task!r} is in the mix but none of its {len(samples)} samples fits a row of "
+                               f"{self.length} tokens (shortest: {samples.lengths.min()} and up to "
+                               f"{self.max_tail_pads} pads); raise training.length")
+        if len(fitting) == len(samples):
+            return samples
+        warnings.warn(f"{task}: {len(samples) - len(fitting)} of {len(samples)} samples are longer than a row of "
+                      f"{self.length} tokens and are left out", stacklevel=3)
+        return samples.take(fitting)
 
 
 def _shares(mix: dict[str, float]) -> dict[str, float]:

@@ -89,9 +89,10 @@ def collate(rows: Sequence[PackedRow], scored: Sequence[Tensor], tasks: Sequence
     ids, labels, segments, positions = (torch.from_numpy(np.stack([getattr(row, name) for row in rows]))
                                         for name in ("input_ids", "labels", "segment_ids", "position_ids"))
     chosen = torch.stack(list(scored))
-    frames = torch.zeros(*ids.shape, rows[0].frames.shape[1])
+    frames = torch.zeros(*ids.shape, max(row.frames.shape[1] for row in rows))
     for number, row in enumerate(rows):
-        frames[number, row.frame_positions] = torch.from_numpy(row.frames).float()
+        if len(row.frames):
+            frames[number, row.frame_positions] = torch.from_numpy(row.frames).float()
     seen = ids if denoiser.is_causal else ids.masked_fill(chosen, denoiser.mask_token_id)
     return Batch(seen, labels.masked_fill(~chosen, IGNORE), segments, positions, frames,
                  torch.stack([_task_ids(row, tasks) for row in rows]),

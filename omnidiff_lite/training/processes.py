@@ -11,8 +11,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
@@ -21,6 +19,8 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
+from omnidiff_lite.orphans import end_with
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -42,14 +42,8 @@ def side_by_side(workers: int | None = None) -> ProcessPoolExecutor:
 
 
 def _begin_worker(owner: int, cores: int) -> None:
-    """One that outlives its owner (a killed kernel, say) would train on for nobody."""
-    def watch() -> None:
-        while os.getppid() == owner:
-            time.sleep(1)
-        os._exit(1)
-
     torch.set_num_threads(cores)
-    threading.Thread(target=watch, daemon=True).start()
+    end_with(owner)
 
 
 def usable(processes: int) -> int:

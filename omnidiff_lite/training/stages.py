@@ -132,7 +132,8 @@ def _as_preset(denoiser: Denoiser, wanted: DenoiserConfig) -> Denoiser:
 
 def _same_hearing(preset: Preset, datasets: Datasets) -> None:
     """Data of one's own may have been encoded for a denoiser that hears otherwise."""
-    framed = [task for task, samples in datasets.items() if any(len(sample.frames) for sample in samples)]
+    held = {task: samples if isinstance(samples, list) else samples.fetch([0]) for task, samples in datasets.items()}
+    framed = [task for task, samples in held.items() if any(sample and len(sample.frames) for sample in samples)]
     if framed and preset.denoiser.speech_input == "discrete":
         raise TrainingError(f"the samples of {', '.join(framed)} hold speech frames, but denoiser.speech_input is "
                             "'discrete': encode them again with this setting")

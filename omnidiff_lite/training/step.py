@@ -16,9 +16,9 @@ from torch.distributed.tensor import DTensor
 from omnidiff_lite.backbone import Denoiser
 from omnidiff_lite.chat import IGNORE
 from omnidiff_lite.config import TrainingConfig
-from omnidiff_lite.data.packing import PackedStream, efficiency
 from omnidiff_lite.diffusion.loss import scored_positions, token_losses
 from omnidiff_lite.training.batches import Batch, choose_scored, collate, derive_seed, time_weights
+from omnidiff_lite.training.feed import Feed
 
 
 class TrainingError(RuntimeError):
@@ -46,12 +46,12 @@ class Stepper:
     """One optimizer step after the other, each from its number alone."""
 
     def __init__(self, accelerator: Accelerator, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer],
-                 stream: PackedStream, config: TrainingConfig, evenness: float, seed: tuple[int, int],
+                 feed: Feed, config: TrainingConfig, evenness: float, seed: tuple[int, int],
                  seconds: float = 0.0) -> None:
         """`module`, `optimizers`: as prepared by `accelerator`. `seconds`: of training before this call."""
         self.seconds = seconds
         self.accelerator, self.module, self.optimizers = accelerator, module, optimizers
-        self.stream, self.config, self.evenness, self.seed = stream, config, evenness, seed
+        self.feed, self.config, self.evenness, self.seed = feed, config, evenness, seed
         self.denoiser = accelerator.unwrap_model(module).denoiser.config
 
     def step(self, step: int, rate: float) -> dict[str, float | None]:
@@ -59,18 +59,18 @@ class Stepper:
         # --- Data: the rows of the step, this process's share of them, and what to predict -----------------------
         begun = time.perf_counter()
         torch.manual_seed(derive_seed(*self.seed, step))
-        rows = self.stream.batch(step)
-        own = range(self.accelerator.process_index, len(rows), self.accelerator.num_processes)
+        own = self.feed.own
+        rows = dict(zip(own, self.feed.rows(step), strict=True))
         scored, factors = ({n: chosen(rows[n], self.config, self.denoiser, (*self.seed, step, n)) for n in own}
                            for chosen in (choose_scored, time_weights))
         size = self.config.micro_rows or len(own)
-        batches = [collate([rows[n] for n in part], [scored[n] for n in part], self.stream.tasks, self.denoiser,
+        batches = [collate([rows[n] for n in part], [scored[n] for n in part], self.feed.tasks, self.denoiser,
                            self.evenness, [factors[n] for n in part])
                    for part in (own[i:i + size] for i in range(0, len(own), size))]
         data_seconds = time.perf_counter() - begun
         # --- Gradient: of the weighted mean over all tokens of the step, whatever the micro-batch ----------------
         weight = self._sum(sum(self._tokens(batch) for batch in batches)).clamp(min=1e-9)
-        sums = torch.zeros(2, len(self.stream.tasks), device=self.accelerator.device)
+        sums = torch.zeros(2, len(self.feed.tasks), device=self.accelerator.device)
         for number, batch in enumerate(batches, 1):
             with self._averaging(last=number == len(batches)):
                 sums += self._backward(batch.to(self.accelerator.device), self.accelerator.num_processes / weight)
@@ -84,18 +84,21 @@ class Stepper:
                 group["lr"] = rate
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        tokens, seconds = sum(row.tokens for row in rows), time.perf_counter() - begun
+        tokens = int(self._sum(torch.tensor(sum(row.tokens for row in rows.values()))))
+        positions = self.feed.rows_a_step * self.config.length
+        seconds = time.perf_counter() - begun
         self.seconds += seconds
         figures = {"loss": sum(losses) / max(1, sum(counts)), "learning_rate": rate, "gradient_norm": norm,
-                   "tokens": tokens, "scored": int(sum(counts)), "efficiency": efficiency(rows),
-                   "tokens_per_second": tokens / seconds, "data_seconds": data_seconds, "seconds": self.seconds}
+                   "tokens": tokens, "scored": int(sum(counts)), "efficiency": tokens / positions,
+                   "tokens_per_second": tokens / seconds, "data_seconds": data_seconds,
+                   "data_share": data_seconds / seconds, "seconds": self.seconds}
         return figures | {f"loss_{task}": loss / n if n else None
-                          for task, loss, n in zip(self.stream.tasks, losses, counts)}
+                          for task, loss, n in zip(self.feed.tasks, losses, counts)}
 
     def _refuse_no_number(self, step: int, rate: float, losses: Sequence[float], norm: float) -> None:
         """All processes alike: both are of all of them."""
         if not math.isfinite(sum(losses) + norm):
-            tasks = [task for task, loss in zip(self.stream.tasks, losses) if not math.isfinite(loss)]
+            tasks = [task for task, loss in zip(self.feed.tasks, losses) if not math.isfinite(loss)]
             raise TrainingError(
                 f"step {step}: the loss is {sum(losses)}{' (' + ', '.join(tasks) + ')' if tasks else ''}, the "
                 f"gradient's norm {norm}; nothing was updated. The same command goes on from the last checkpoint; "
@@ -107,7 +110,7 @@ class Stepper:
         losses = self.module(batch)
         self.accelerator.backward((losses * target_weights(batch)).sum() * scale)
         tasks = batch.tasks[:, 1:][batch.targets[:, 1:] != IGNORE]
-        sums = torch.zeros(2, len(self.stream.tasks), device=losses.device)
+        sums = torch.zeros(2, len(self.feed.tasks), device=losses.device)
         return sums.index_add_(1, tasks, torch.stack([losses.detach(), torch.ones_like(losses)]))
 
     def _tokens(self, batch: Batch) -> Tensor:

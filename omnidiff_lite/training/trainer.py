@@ -16,12 +16,11 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
@@ -30,11 +29,12 @@ from tqdm import tqdm
 
 from omnidiff_lite.backbone import Denoiser, DenoiserConfig
 from omnidiff_lite.config import Preset, StageConfig, TrainingConfig, to_dict
-from omnidiff_lite.data.encode import EncodedSample
 from omnidiff_lite.data.packing import PackedStream, pack_all
+from omnidiff_lite.data.samples import Given
 from omnidiff_lite.provenance import source_hash
 from omnidiff_lite.training.batches import choose_scored, collate
 from omnidiff_lite.training.checkpoint import Checkpoints, Optimizers
+from omnidiff_lite.training.feed import feeding, save_position
 from omnidiff_lite.training.launch import Expected, begin
 from omnidiff_lite.training.log import StepLog, read_log
 from omnidiff_lite.training.optimizers import make_optimizers
@@ -42,16 +42,16 @@ from omnidiff_lite.training.processes import gathered
 from omnidiff_lite.training.step import AnswerLoss, Stepper, TrainingError
 
 FIGURES = ["loss", "learning_rate", "gradient_norm", "tokens", "scored", "efficiency", "tokens_per_second",
-           "data_seconds", "seconds"]
+           "data_seconds", "data_share", "seconds"]
 HOW = ("compile", "recompute", "processes", "micro_rows", "checkpoint_every")  # settings that may change when a run is resumed
 # The code that decides what a step does.
 SOURCES = ("adapters.py", "backbone.py", "diffusion/corruption.py", "diffusion/loss.py", "data/packing.py",
-           "training/batches.py", "training/launch.py", "training/optimizers.py", "training/step.py",
-           "training/trainer.py")
+           "training/batches.py", "training/feed.py", "training/launch.py", "training/optimizers.py",
+           "training/step.py", "training/trainer.py")
 NOTES = ("transformers_version", "architectures", "dtype", "_name_or_path")  # beside a config's fields once it is saved
 VALIDATION = 4  # in place of a stage's number where masks are drawn
 Resume = Literal[True, False, "auto"]
-Datasets = dict[str, list[EncodedSample]]
+Datasets = dict[str, Given]  # by task: lists of `EncodedSample`, or samples on disk (data/samples.py)
 
 
 def stage_config(preset: Preset, stage: int) -> StageConfig:
@@ -93,18 +93,23 @@ def train_stage(preset: Preset, stage: int, denoiser: Denoiser, datasets: Datase
     bare = [optimizer.optimizer for optimizer in optimizers]
     start = _resume(checkpoints, denoiser, bare, resume, accelerator)
     last = plan.steps if stop_after is None else min(stop_after, plan.steps)
+    own = range(accelerator.process_index, plan.rows, accelerator.num_processes)
     with _log(out_dir, stream, start, accelerator) as log, prepared(denoiser, config), \
+            feeding(stream, own, start, last, out_dir) as feed, \
             tqdm(total=plan.steps, initial=start, desc=f"stage {stage}", unit="step", mininterval=5.0,
                  disable=not (progress and accelerator.is_main_process)) as bar:
-        stepper = Stepper(accelerator, module, optimizers, stream, config, plan.evenness, (seed, stage),
+        stepper = Stepper(accelerator, module, optimizers, feed, config, plan.evenness, (seed, stage),
                           log.seconds if log else 0.0)
         for step in range(start, last):
             figures = stepper.step(step, learning_rate(plan, step))
             if log:
                 log.write(step, figures)
-            bar.set_postfix_str("loss {loss:.3f}, {tokens_per_second:.0f} tokens/s".format_map(figures), refresh=False)
+            bar.set_postfix_str("loss {loss:.3f}, {tokens_per_second:.0f} tokens/s, {data_share:.0%} waiting for data"
+                                .format_map(figures), refresh=False)
             bar.update()
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == last:
+                if log:
+                    save_position(out_dir, step + 1, feed.position(step + 1))
                 checkpoints.save(step + 1, denoiser, bare)
     if accelerator.is_main_process:
         _data_table(stream, last).to_csv(Path(out_dir) / "data.csv", index=False)
@@ -153,19 +158,15 @@ def fingerprint(preset: Preset, stage: int, denoiser: Denoiser, stream: PackedSt
             | {f"training.{key}": value for key, value in training.items()}
             | {f"training.stage{stage}.{key}": value for key, value in plan.items()}
             | {f"mix.{task}": share for task, share in stream.shares.items()}
-            | {f"data.{task}": f"{len(stream.data[task])} samples, {_digest(_arrays(stream.data[task]))}"
+            | {f"data.{task}": f"{len(stream.data[task])} samples, {stream.data[task].fingerprint()}"
                for task in stream.tasks}
             | {f"denoiser.{key}": value for key, value in denoiser.config.to_dict().items() if key not in NOTES})
 
 
-def _arrays(samples: Sequence[EncodedSample]) -> Iterator[np.ndarray]:
-    return (array for sample in samples for array in (sample.ids, sample.labels, sample.frames))
-
-
-def _digest(arrays: Iterable[Tensor | np.ndarray]) -> str:
+def _digest(tensors: Iterable[Tensor]) -> str:
     digest = hashlib.sha256()
-    for array in arrays:
-        tensor = torch.as_tensor(array).detach().cpu().contiguous()
+    for tensor in tensors:
+        tensor = tensor.detach().cpu().contiguous()
         digest.update(tensor.flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 

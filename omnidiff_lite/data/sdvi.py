@@ -1,0 +1,149 @@
+"""SDVI at the paper's scale (section 3.3): spoken VQA from LLaVA-OneVision, speech to image from BLIP3o-JourneyDB.
+
+    sdvi/svqa.jsonl     samples as they are made, in the released format
+         svqa.json      how far the source has been read, and what from: a killed run goes on there
+         audios/        their recordings
+         broken.jsonl   samples that could not be made
+
+The steps are those of `world.sdvi`, one sample at a time; who speaks is any `Synthesiser`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+from omnidiff_lite.chat import IMAGE, Sample, build_messages
+from omnidiff_lite.data.broken import BrokenLog
+from omnidiff_lite.data.errors import DataError
+from omnidiff_lite.data.jsonl import row_of
+from omnidiff_lite.media import MediaError, load_waveform
+from omnidiff_lite.world import sdvi
+from omnidiff_lite.world.splits import stream
+from omnidiff_lite.world.synthesisers import Synthesiser
+from omnidiff_lite.world.voices import VoiceError
+
+SIZE = 30_000  # samples of each of the two parts (table 4)
+Spoken = tuple[str, str]  # a text and the voice that says it
+Script = tuple[Sample, list[Spoken]]  # a sample without recordings, and what they shall say
+
+
+def build_sdvi(task: str, samples: Iterable[Sample], out: str | Path, speaker: Synthesiser, n: int = SIZE,
+               seed: int = 0, log: BrokenLog | None = None, progress: bool = False) -> Path:
+    """Make up to `n` samples of `task` ("svqa" from samples of VQA, "s2i" from those of T2I); returns the jsonl file.
+
+    `samples`: in the same order at every call (`read_corpus`). `log`: takes what cannot be spoken. Raises `DataError`
+    for another task, and where the folder was begun with another seed or speaker.
+    """
+    if task not in SCRIPTS:
+        raise DataError(f"SDVI has no task {task!r}; choose one of {', '.join(SCRIPTS)}")
+    out, log = Path(out), log or BrokenLog(Path(out) / "broken.jsonl")
+    (out / "audios").mkdir(parents=True, exist_ok=True)
+    path, about = out / f"{task}.jsonl", {"seed": seed, "speaker": type(speaker).__name__}
+    read, made = _resume(path, about)
+    with path.open("a", encoding="utf-8") as file, \
+            tqdm(total=n, initial=made, desc=task, unit="", mininterval=5.0, disable=not progress) as bar:
+        for number, sample in enumerate(islice(samples, read, None), start=read + 1):
+            if made >= n:
+                break
+            spoken = _spoken(SCRIPTS[task](sample, speaker, seed), out, speaker, f"{path}, source row {number}", log)
+            if spoken:
+                file.write(json.dumps(row_of(spoken), ensure_ascii=False) + "\n")
+                file.flush()
+                made += 1
+                bar.update()
+            _note(path, about | {"read": number, "made": made, "bytes": file.tell()})
+    return path
+
+
+# --- the steps --------------------------------------------------------------------------------------------------------
+
+def _vqa_script(sample: Sample, speaker: Synthesiser, seed: int) -> Script | None:
+    """Steps 1 to 3 of the paper; None for a sample that they leave out."""
+    row = _llava_row(sample)
+    if row is None:
+        return None
+    kept = (sdvi.open_question(each) for each in sdvi.drop_maths_and_code(sdvi.one_picture([row])))
+    for each in sdvi.drop_long_answers(each for each in kept if each is not None):
+        question, answer = sdvi.question_of(each), sdvi.answer_of(each)
+        return (Sample(build_messages("svqa", answer=answer), sample.images, [], "svqa",
+                       {"question": question, "answer": answer, "text": question}),
+                [(question, _voice(speaker, seed, sample.images[0], question)), (answer, speaker.answer_voice)])
+    return None
+
+
+def _image_script(sample: Sample, speaker: Synthesiser, seed: int) -> Script:
+    caption = sample.meta["caption"]
+    return (Sample(build_messages("s2i", answer=""), sample.images, [], "s2i", {"caption": caption, "text": caption}),
+            [(caption, _voice(speaker, seed, sample.images[0], caption))])
+
+
+SCRIPTS: dict[str, Callable[[Sample, Synthesiser, int], Script | None]] = {"svqa": _vqa_script, "s2i": _image_script}
+
+
+def _llava_row(sample: Sample) -> sdvi.Row | None:
+    """The first question and answer of a sample about one picture, in LLaVA-OneVision's format."""
+    turns = [message for message in sample.messages if message["role"] != "system"]
+    if len(sample.images) != 1 or [turn["role"] for turn in turns[:2]] != ["user", "assistant"]:
+        return None
+    return {"image": sample.images[0], "data_source": str(sample.meta.get("source", "")), "conversations": [
+        {"from": "human", "value": turns[0]["content"].replace(IMAGE, "")},
+        {"from": "gpt", "value": turns[1]["content"]}]}
+
+
+def _voice(speaker: Synthesiser, seed: int, *key: str) -> str:
+    """Depends on the seed and the sample, not on the other ones."""
+    return speaker.voices[int(stream("sdvi voice", seed, *map(os.path.basename, key)).integers(len(speaker.voices)))]
+
+
+def _spoken(script: Script | None, out: Path, speaker: Synthesiser, where: str, log: BrokenLog) -> Sample | None:
+    """Step 4: the sample with its recordings, or None where one cannot be made."""
+    log.saw(1)
+    if script is None:
+        return None
+    sample, said = script
+    try:
+        sample.audios = [_recording(text, voice, out, speaker) for text, voice in said]
+    except (VoiceError, MediaError) as error:
+        log.skip(where, str(error))
+        return None
+    return sample
+
+
+def _recording(text: str, voice: str, out: Path, speaker: Synthesiser) -> str:
+    """A file of its own for each text and voice, written whole; relative to `out`."""
+    name = f"audios/{hashlib.sha256(json.dumps([voice, text]).encode()).hexdigest()[:20]}.flac"
+    if not (out / name).exists():
+        wave = load_waveform(speaker.speak(text, voice))  # not silent, not longer than the encoder takes
+        partial = out / name.replace(".flac", ".partial.flac")
+        wave.save(partial)
+        os.replace(partial, out / name)
+    return name
+
+
+# --- going on ---------------------------------------------------------------------------------------------------------
+
+def _resume(path: Path, about: dict) -> tuple[int, int]:
+    """Source rows read and samples made; what a killed run wrote beyond its last note is cut off."""
+    note = path.with_suffix(".json")
+    if not note.exists():
+        path.write_text("")
+        return 0, 0
+    state = json.loads(note.read_text())
+    differ = [key for key in about if state[key] != about[key]]
+    if differ:
+        raise DataError(f"{path} was begun with another {' and '.join(differ)}: give another folder, or delete it")
+    os.truncate(path, state["bytes"])
+    return state["read"], state["made"]
+
+
+def _note(path: Path, state: dict) -> None:
+    partial = path.with_suffix(".json.partial")
+    partial.write_text(json.dumps(state))
+    os.replace(partial, path.with_suffix(".json"))

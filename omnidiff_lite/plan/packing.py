@@ -1,0 +1,82 @@
+"""How full the rows of a stage are, packed by the stream that training uses, from the lengths of table 4's samples.
+
+Three pictures of a user turn are 3,078 tokens and so never share a row of the paper's 3,072: where they make up most of
+a stage, no packing fills its rows. What any packing could reach at most is therefore computed beside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from omnidiff_lite.config import Preset
+from omnidiff_lite.data.encode import EncodedSample
+from omnidiff_lite.data.packing import PackedStream
+from omnidiff_lite.plan.data import sample_tokens, sources
+from omnidiff_lite.training.trainer import stage_config
+
+SAMPLES = 4096  # of each task, its sources in the shares of table 4
+WINDOWS = 4  # packed
+
+
+@dataclass(frozen=True)
+class Filled:
+    """Shares of row positions that hold samples, 0..1: `share` as packed, `most` that any packing of them reaches."""
+
+    share: float
+    most: float
+
+
+class _Lengths:
+    """Samples of which nothing but the length is known (a `Samples`)."""
+
+    def __init__(self, lengths: np.ndarray) -> None:
+        self.lengths = lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def measure(self, numbers: Sequence[int], pad: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.lengths[np.asarray(numbers, int)], np.zeros(len(numbers), bool)
+
+    def fetch(self, numbers: Sequence[int]) -> list[EncodedSample | None]:
+        return [None] * len(numbers)
+
+    def take(self, numbers: np.ndarray) -> _Lengths:
+        return _Lengths(self.lengths[numbers])
+
+    def fingerprint(self) -> str:
+        return ""
+
+
+def filled_rows(preset: Preset, stage: int, length: int | None = None, seed: int = 0) -> Filled:
+    """Pack `WINDOWS` windows of a stage's mix; `length` of a row: the preset's unless given."""
+    length = length or preset.training.length
+    mix = stage_config(preset, stage).mix
+    stream = PackedStream({task: _task(preset, task, stage) for task in mix}, mix, length, 1, seed, pad=0,
+                          context_of_audio=1, max_tail_pads=preset.training.max_tail_pads)
+    rows = [[draw.tokens for draw in row] for window in range(WINDOWS) for row in stream.window(window)]
+    tokens = [count for row in rows for count in row]
+    return Filled(sum(tokens) / (len(rows) * length), sum(tokens) / (fewest_rows(tokens, length) * length))
+
+
+def fewest_rows(tokens: Sequence[int], length: int) -> int:
+    """A bound from below on the rows that hold samples of these lengths.
+
+    By their sum; and for each k by those longer than a (k + 1)-th of a row, of which no row holds more than k.
+    """
+    counts = np.asarray(tokens)
+    most = [math.ceil(int((counts * (k + 1) > length).sum()) / k) for k in range(1, 5)]
+    return max(math.ceil(counts.sum() / length), *most)
+
+
+def _task(preset: Preset, task: str, stage: int) -> _Lengths:
+    """Of table 4's sources of a task in this stage; of all, where the paper does not train on it in this one."""
+    found = [s for s in sources(stage) if s.task == task] or [s for s in sources() if s.task == task]
+    pads = (1 + preset.training.max_tail_pads) / 2 if preset.training.max_tail_pads else 0  # the stream adds its own
+    lengths = [math.ceil(sample_tokens(task, preset, s.clip_seconds).total - pads) for s in found]
+    shares = np.array([s.count for s in found]) / sum(s.count for s in found)
+    return _Lengths(np.repeat(lengths, np.maximum(1, np.round(shares * SAMPLES)).astype(int)))
