@@ -126,8 +126,6 @@ class DenoiserTrunk(Qwen2Model):
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__(config)
         self.audio_projection = SpeechAdapter(config)
-        for layer in self.layers:
-            layer.self_attn.is_causal = config.is_causal
         self.post_init()
 
 
@@ -158,7 +156,14 @@ class Denoiser(Qwen2PreTrainedModel):
         if config.head_starts:
             self.lm_head = ModalityHeads(self.lm_head, config)
         self.step_embedding = StepEmbedding(config) if config.step_embedding else None
+        self.set_causal(config.is_causal)
         self.post_init()
+
+    def set_causal(self, causal: bool) -> None:
+        """Let each token see only what came before it, or both ways."""
+        self.config.is_causal = causal
+        for layer in self.model.layers:
+            layer.self_attn.is_causal = causal
 
     def project_speech(self, frames: Tensor) -> Tensor:
         """Speech encoder frames [.., speech_dim] -> embeddings [.., hidden_size]."""

@@ -205,7 +205,7 @@ class DenoiserSize:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One of the three stages of section 3.3."""
+    """One of the three stages of section 3.3, or what comes before them."""
 
     steps: int = 1000
     rows: int = 128  # packed rows a step
@@ -240,6 +240,7 @@ class TrainingConfig:
     micro_rows: int = 0  # rows a forward pass, to save memory; 0 = all of a process at once
     checkpoint_every: int = 600
     samples: dict[Task, int] = field(default_factory=dict)  # task -> training samples
+    stage0: StageConfig = StageConfig(steps=0)  # left to right, before stage 1, as the paper's backbone once learnt
     stage1: StageConfig = StageConfig()
     stage2: StageConfig = StageConfig()
     stage3: StageConfig = StageConfig(learning_rate=1e-5)

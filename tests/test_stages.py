@@ -175,3 +175,24 @@ def test_fresh_weights_follow_the_seed():
     first, again, other = (new_denoiser(load_preset("smoke", TINY), toys.ToyParts(), seed) for seed in (0, 0, 1))
     assert torch.equal(first.lm_head.weight, again.lm_head.weight)
     assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
+
+
+def test_a_stage_before_the_first_learns_from_left_to_right_and_the_first_goes_on_both_ways(tmp_path):
+    """The road of the paper's backbone: Qwen2.5, then Dream-7B."""
+    before = {"training.stage0.steps": 2, "training.stage0.rows": 2, "training.stage0.mix": {"text_qa": 1.0}}
+    with pytest.raises(TrainingError, match="stage 1 starts from the denoiser of stage 0"):
+        run(1, None, tmp_path, before)
+    past, log = run(0, None, tmp_path, before)
+    assert past.config.is_causal and len(log) == 2
+    seen = [pos for pos in range(6) if changes(past, 3, pos)]
+    denoiser, _ = run(1, tmp_path / "stage0" / "denoiser", tmp_path, before | {"training.stage1.steps": 1})
+    assert seen == [3, 4, 5] and [pos for pos in range(6) if changes(denoiser, 3, pos)] == list(range(6))
+    assert not Denoiser.from_pretrained(tmp_path / "stage1" / "denoiser").config.is_causal
+
+
+def changes(denoiser, changed, position):
+    """Whether the output at `position` of six tokens changes with the token at `changed`."""
+    ids = torch.arange(20, 26)[None]
+    other = ids.index_fill(1, torch.tensor([changed]), 40)
+    with torch.no_grad():
+        return not torch.allclose(denoiser(ids).logits[0, position], denoiser(other).logits[0, position], atol=1e-6)

@@ -55,9 +55,9 @@ Datasets = dict[str, Given]  # by task: lists of `EncodedSample`, or samples on 
 
 
 def stage_config(preset: Preset, stage: int) -> StageConfig:
-    """The settings of stage 1, 2 or 3."""
-    if stage not in (1, 2, 3):
-        raise TrainingError(f"stage {stage}: the paper has stages 1, 2 and 3")
+    """The settings of stage 1, 2 or 3; 0: of what comes before them."""
+    if stage not in (0, 1, 2, 3):
+        raise TrainingError(f"stage {stage}: the paper has stages 1, 2 and 3, and 0 comes before them")
     return getattr(preset.training, f"stage{stage}")
 
 
