@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 
 def open_samples(paths: Sequence[str | Path], tokenizers: Tokenizers, image_sizes: tuple[int, int], out: str | Path,
-                 workers: int = 0, most: int = MOST, share: float = SHARE, speech_input: str = "continuous") -> dict[str, Samples]:
+                 workers: int = 0, most: int = MOST, share: float = SHARE, speech_input: str = "continuous"
+                 ) -> dict[str, Samples]:
     """Samples by task, from folders of `omnidiff tokenize` and from jsonl, json and tar files.
 
-    `workers`: processes that decode media of the files; `speech_input` as in `encode_samples`. Broken samples go to `out/broken.jsonl`, up to the limits of
-    `BrokenLog`. Raises `DataError` for what cannot be read, and for a task that comes both ways.
+    `workers`: processes that decode media of the files; `speech_input` as in `encode_samples`. Broken samples go to
+    `out/broken.jsonl`, up to the limits of `BrokenLog`. Raises `DataError` for what cannot be read, and for a task that comes both ways.
     """
     folders = [path for path in map(Path, paths) if path.is_dir()]
     files = [path for path in map(Path, paths) if not path.is_dir()]
