@@ -100,7 +100,8 @@ def test_a_batch_of_unequal_sequences_is_one_by_one(model, name):
         assert torch.equal(together.ids[i, :n], alone.ids[0]) and (together.ids[i, n:] == V.pad).all()
         assert together.lengths[i] == alone.lengths[0]
         assert torch.equal(together.decided[i, :n], alone.decided[0])
-        torch.testing.assert_close(together.confidence[i, :n], alone.confidence[0], equal_nan=True)
+        # Sums in another order differ in float32's last places; guidance multiplies what differs.
+        torch.testing.assert_close(together.confidence[i, :n], alone.confidence[0], equal_nan=True, rtol=1e-4, atol=1e-4)
         for own, both in zip(alone.history, together.history):
             assert torch.equal(both[i, :n], own[0])
 

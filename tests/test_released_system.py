@@ -304,8 +304,8 @@ def test_a_released_text_tokenizer_gets_the_released_ids(folder, tmp_path):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["parts"], "either a source with --part, or --system"),
-    (["parts", "--part", "denoiser", "--system", "x"], "either a source with --part, or --system"),
+    (["parts"], "one of: a source with --part, --system, --checkpoint"),
+    (["parts", "--part", "denoiser", "--system", "x"], "one of: a source with --part, --system, --checkpoint"),
     (["parts/magvitv2", "--part", "vocoder"], "no part 'vocoder'"),
     (["parts/magvitv2", "--part", "speech_decoder"], "no flow.pt"),
     (["parts/magvitv2", "--part", "denoiser"], "in the denoiser's configuration"),
