@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,7 +63,7 @@ class Model(Protocol):
 
 def ask(model: Model, samples: Sequence[Sample], settings: Settings, *, to: str | Sequence[str], task: str
         ) -> list[Answer]:
-    """One answer a sample, in order, without its trace. Several processes (`training.launch.join`) share the samples.
+    """One answer a sample, in order. Several processes (`training.launch.join`) share the samples.
 
     The seed moves on with the position, so that chunks do not share their noise, and an answer is the same whoever
     gives it.
@@ -77,13 +77,13 @@ def ask(model: Model, samples: Sequence[Sample], settings: Settings, *, to: str 
 
 def _answers(model: Model, samples: Sequence[Sample], settings: Settings, to: str | Sequence[str], task: str,
              numbers: range) -> list[Answer]:
-    """To the samples of consecutive `numbers`, which travel to other processes without the canvas at each step."""
+    """To the samples of consecutive `numbers`."""
     requests = requests_of(samples[numbers.start:numbers.stop], settings.root, settings.image_sizes[0])
     answers = model.generate_many(requests, to=to, task=task, decoding=settings.decoding,
                                   seed=settings.seed + numbers.start, batch_size=settings.batch)
     if len(answers) != len(requests):
         raise RuntimeError(f"the model gave {len(answers)} answers to {len(requests)} requests")
-    return [replace(answer, trace=[]) if getattr(answer, "trace", None) else answer for answer in answers]
+    return list(answers)
 
 
 def requests_of(samples: Sequence[Sample], root: str | Path | None = None, size: int | None = None) -> list[list[Part]]:
