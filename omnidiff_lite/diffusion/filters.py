@@ -36,9 +36,9 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
         kept.scatter_(-1, order, _before(mass) <= p)
         flat = mass[:, -1] <= p
     if logits.shape[-1] > LIKELY and bool(flat.any()):
-        ordered, order = logits[flat].sort(dim=-1, descending=True)
-        kept[flat] = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order,
-                                                                       _before(ordered.softmax(-1).cumsum(-1)) <= p)
+        rows = slice(None) if bool(flat.all()) else flat.nonzero().squeeze(-1)
+        ordered, order = logits[rows].sort(dim=-1, descending=True)
+        kept[rows] = kept[rows].scatter_(-1, order, _before(ordered.softmax(-1).cumsum(-1)) <= p)
     return logits.masked_fill(~kept, DROPPED)
 
 
