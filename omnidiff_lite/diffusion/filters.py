@@ -28,18 +28,19 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     longer than a small denoiser, can be left out. Rows too flat for that are sorted.
     """
     total = logits.logsumexp(-1, keepdim=True)
-    kept = torch.zeros_like(logits, dtype=torch.bool)
+    dropped = torch.ones_like(logits, dtype=torch.bool)
     flat = (logits.amax(-1, keepdim=True) - total).exp().squeeze(-1) * LIKELY <= p  # the likeliest cannot hold it
     if not bool(flat.all()):
         ordered, order = logits.topk(min(LIKELY, logits.shape[-1]), dim=-1)
         mass = (ordered - total).exp().cumsum(-1)
-        kept.scatter_(-1, order, _before(mass) <= p)
+        dropped.scatter_(-1, order, _before(mass) > p)
         flat = mass[:, -1] <= p
     if logits.shape[-1] > LIKELY and bool(flat.any()):
-        ordered, order = logits[flat].sort(dim=-1, descending=True)
-        kept[flat] = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order,
-                                                                       _before(ordered.softmax(-1).cumsum(-1)) <= p)
-    return logits.masked_fill(~kept, DROPPED)
+        rows = slice(None) if bool(flat.all()) else flat.nonzero().squeeze(-1)
+        ordered, order = logits[rows].sort(dim=-1, descending=True)
+        dropped[rows] = torch.empty_like(order, dtype=torch.bool).scatter_(
+            -1, order, _before(ordered.softmax(-1).cumsum(-1)) > p)
+    return logits.masked_fill(dropped, DROPPED)
 
 
 def _before(mass: Tensor) -> Tensor:
@@ -104,12 +105,14 @@ def fixed_penalty(logits: Tensor, position: Tensor, rows: Tensor, gamma: float, 
 
     "In the early stages" is read as: while more than `free` tokens are masked (the paper does not say how long).
     """
-    return torch.where(((position >= free) & (rows > free))[:, None], logits * gamma, logits)
+    return logits * torch.where((position >= free) & (rows > free), gamma, 1.0)[:, None]
 
 
 def position_penalty(logits: Tensor, sequence: Tensor, position: Tensor, config: DecodingConfig) -> Tensor:
     """The position penalty that `config` names, on rows of `sequence` [M] (ascending) at answer `position` [M]."""
     counts = sequence.bincount()
+    if int(counts.max()) <= config.position_free:
+        return logits
     rows, device = counts[sequence], logits.device
     if config.position_penalty_mode == "fixed":
         return fixed_penalty(logits, position.to(device), rows.to(device), config.position_penalty,
