@@ -44,7 +44,7 @@ ROAD = (
     Step("04_stage2_speech_vision_language", ("work/tokenizers", "work/stage1"), ("work/stage2",)),
     Step("05_stage3_speech_driven_visual_interaction", ("work/tokenizers", "work/stage1", "work/stage2"),
          ("work/stage3", CHECKPOINT)),
-    Step("14_autoregressive_twin", (CHECKPOINT,), (TWIN,)),
+    Step("14_autoregressive_twin", (CHECKPOINT,), ("work/twin", TWIN)),
     Step("06_inference_tricks", (CHECKPOINT, JUDGES), uses=(TWIN,), metrics=("bench",)),
     Step("07_table1_speech", (CHECKPOINT, JUDGES), uses=(TWIN,)),
     Step("08_table2_vision", (CHECKPOINT, JUDGES), uses=(TWIN,)),
