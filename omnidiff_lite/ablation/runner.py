@@ -1,7 +1,9 @@
 """Run a study: every cell (variant, seed) once, each filed as soon as it is done.
 
-    results/<preset>/work/ablation/<study>/<key>.json    a cell: its metrics and seconds; written atomically
-                                   stages/<key>/         a trained stage, shared by the cells that it belongs to
+    work/ablation/<study>/<key>.json    a cell: its metrics and seconds; written atomically
+    work/ablation/stages/<key>/         a trained stage, shared by the cells that it belongs to
+
+Both are under `results/<preset>`.
 
 A cell's key is a hash of all that decides it, so the same command goes on where it stopped, and a changed setting runs
 what it concerns and no more. Everything is checked before anything runs.
