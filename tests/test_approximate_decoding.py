@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from toys import decided, prompts
 
-from omnidiff_lite.backbone import Denoiser, DenoiserConfig
-from omnidiff_lite.config import ConfigError, DenoiserSize
+from omnidiff_lite.backbone import Denoiser
+from omnidiff_lite.config import ConfigError
 from omnidiff_lite.diffusion.cache import padded
 from omnidiff_lite.diffusion.canvas import Canvas, answer_canvas
 from omnidiff_lite.diffusion.choosing import bounded
@@ -19,23 +20,9 @@ from omnidiff_lite.vocabulary import Vocabulary
 V = Vocabulary.small(text=30, speech_codes=12, image_codes=16)
 
 
-def denoiser(layers: int) -> Denoiser:
-    """Random weights, drawn wide so that no decision hangs on rounding."""
-    torch.manual_seed(0)
-    size = DenoiserSize(hidden_size=32, intermediate_size=48, layers=layers, heads=4, kv_heads=2, rope_theta=1e4)
-    model = Denoiser(DenoiserConfig.from_size(size, V, speech_dim=6, initializer_range=0.8)).eval()
-    model.lm_head.weight.data /= 3
-    return model
-
-
 @pytest.fixture(scope="module")
 def model() -> Denoiser:
-    return denoiser(layers=3)
-
-
-def prompts(*lengths: int) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(7)
-    return [torch.randint(30, (n,), generator=generator) for n in lengths]
+    return decided(V, layers=3)
 
 
 def canvases() -> list[Canvas]:
@@ -100,7 +87,7 @@ def test_a_refresh_every_step_is_no_cache(model, name):
 @pytest.mark.parametrize("name", CACHED)
 def test_one_layer_has_nothing_to_approximate(name):
     """Keys and values of the first layer hang on their own token alone: what is not run again is what it was."""
-    model, config = denoiser(layers=1), DecodingConfig(cache_refresh=100, **CACHED[name])
+    model, config = decided(V, layers=1), DecodingConfig(cache_refresh=100, **CACHED[name])
     cached = decode(model, prompts(9, 3, 6), config, canvas=canvases())
     none = decode(model, prompts(9, 3, 6), config.replace(cache="none"), canvas=canvases())
     assert torch.equal(cached.ids, none.ids) and torch.equal(cached.decided, none.decided)

@@ -132,6 +132,7 @@ def test_trials_keep_one_base_and_all_that_was_tried(tiny_model, tiny_preset):
     assert rows == {"text-to-image: base", "text-to-image: argmax", "text-to-image: random"}
     assert not {r.column for r in trials.records()} & {"seconds", "ratio_to_base"}, "they were not timed in turn"
     assert set(calls) == {2}, "what is common holds for all"
+    assert all(len(a.trace) == 2 for a in trials.all.answers["base"])
 
 
 @pytest.mark.parametrize("task", ["tts", "asr", "svqa"])

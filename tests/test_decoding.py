@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from toys import decided, prompts
 
-from omnidiff_lite.backbone import Denoiser, DenoiserConfig
+from omnidiff_lite.backbone import Denoiser
 from omnidiff_lite.chat import S2I_SYSTEM, T2I_PROMPTS, ChatEncoder
-from omnidiff_lite.config import ConfigError, DenoiserSize
+from omnidiff_lite.config import ConfigError
 from omnidiff_lite.diffusion import filters
 from omnidiff_lite.diffusion.canvas import Canvas, Span, answer_canvas, inpainting_canvas
 from omnidiff_lite.diffusion.decoding import DecodingConfig, decode
@@ -17,21 +18,11 @@ from omnidiff_lite.tokenizers.text import extend, train_text_tokenizer
 from omnidiff_lite.vocabulary import Vocabulary
 
 V = Vocabulary.small(text=30, speech_codes=12, image_codes=16)
-SIZE = DenoiserSize(hidden_size=32, intermediate_size=48, layers=2, heads=4, kv_heads=2, rope_theta=1e4)
 
 
 @pytest.fixture(scope="module")
 def model() -> Denoiser:
-    """Random weights, drawn wide so that no decision hangs on rounding."""
-    torch.manual_seed(0)
-    model = Denoiser(DenoiserConfig.from_size(SIZE, V, speech_dim=6, initializer_range=0.8)).eval()
-    model.lm_head.weight.data /= 3
-    return model
-
-
-def prompts(*lengths: int) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(7)
-    return [torch.randint(30, (n,), generator=generator) for n in lengths]
+    return decided(V)
 
 
 # --- the schedule; every canvas of the released sampler is in test_parity_report.py ---------------------------------

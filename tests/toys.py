@@ -26,6 +26,21 @@ def denoiser(seed: int = 0, **fields: Any) -> Denoiser:
     return Denoiser(DenoiserConfig.from_size(SIZE, VOCABULARY, speech_dim=SPEECH_DIM, **fields))
 
 
+def decided(vocabulary: Vocabulary, layers: int = 2, **fields: Any) -> Denoiser:
+    """Random weights, drawn wide so that no decision of a decoder hangs on rounding."""
+    torch.manual_seed(0)
+    size = DenoiserSize(hidden_size=32, intermediate_size=48, layers=layers, heads=4, kv_heads=2, rope_theta=1e4)
+    model = Denoiser(DenoiserConfig.from_size(size, vocabulary, speech_dim=6, initializer_range=0.8, **fields)).eval()
+    model.lm_head.weight.data /= 3
+    return model
+
+
+def prompts(*lengths: int) -> list[torch.Tensor]:
+    """Prompts of text ids, of these lengths."""
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randint(30, (n,), generator=generator) for n in lengths]
+
+
 def sample(task: str, prompt: list[int], answer: list[int], frames: np.ndarray | None = None) -> EncodedSample:
     """`prompt`, then `answer` and `<|im_end|>`, of which the latter two are predicted."""
     ids = [VOCABULARY.im_start, *prompt, *answer, VOCABULARY.im_end]
