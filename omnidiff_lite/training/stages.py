@@ -62,11 +62,10 @@ def run_stage(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser
     `init`: what training starts from (changed in place if it is a Denoiser and one process trains); None draws fresh
     weights, which only stage 1 may, and "scratch" draws them at any stage: what a stage is without those before it, or
     all tasks at once. `causal`: the autoregressive twin, which sees only what came before, as stage 0 always does; a
-    causal `init` without it goes on seeing both ways. On a CPU
-    `training.processes` of them share each step's rows. `datasets`: training samples by task in place of the embedded
-    world's, and `held_out` those to validate on (none: no validation). Under `out_dir`: denoiser/, log.csv, data.csv,
-    validation.csv, tensorboard/, checkpoints/. The rest as in `train_stage`.
-    Under FSDP2 the denoiser comes back sharded; the saved one is whole.
+    causal `init` without it goes on seeing both ways. On a CPU `training.processes` of them share each step's rows.
+    `datasets`: training samples by task in place of the embedded world's, and `held_out` those to validate on (none: no
+    validation). Under `out_dir`: denoiser/, log.csv, data.csv, validation.csv, tensorboard/, checkpoints/. The rest as
+    in `train_stage`. Under FSDP2 the denoiser comes back sharded; the saved one is whole.
     Raises `TrainingError` for a missing `init`, one or data that the preset's switches do not fit, or a task without a
     number of samples.
     """
