@@ -1,8 +1,8 @@
 """The three stages of section 3.3: what each adds, and one call that runs one.
 
-Stage 0 comes before them, where a preset gives it steps. The paper starts from Dream-7B, a diffusion model that began as
-an autoregressive Qwen2.5; what trains from nothing can take the same road. Stage 0 learns from left to right, and what
-begins stage 1 then sees both ways.
+Stage 0 comes before them, where a preset gives it steps. The paper starts from Dream-7B, a diffusion model that began
+as an autoregressive Qwen2.5; what trains from nothing can take the same road. Stage 0 learns from left to right, and
+what begins stage 1 then sees both ways.
 """
 
 from __future__ import annotations
