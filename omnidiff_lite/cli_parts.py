@@ -112,7 +112,7 @@ def _tokenizers(preset: Any) -> Any:
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     preset_arguments(parser)
-    parser.add_argument("--stage", type=int, required=True, choices=(0, 1, 2, 3))
+    parser.add_argument("--stage", type=int, required=True, choices=(1, 2, 3))
     parser.add_argument("--data", type=Path, nargs="+",
                         help="folders of omnidiff tokenize, or .jsonl, .json and .tar files, in place of the world's")
     parser.add_argument("--init", help="denoiser to start from, or 'scratch': fresh weights at any stage (default: the "
@@ -126,7 +126,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     _broken_arguments(parser)
 
 
-@command("train", "Train one of the stages, alone or under accelerate launch or torchrun; resumes from its "
+@command("train", "Train one of the three stages, alone or under accelerate launch or torchrun; resumes from its "
          "newest good checkpoint.", "omnidiff train --preset smoke --stage 1 --set training.gamma=0.3")
 @arguments(_train_arguments)
 def _train(options: argparse.Namespace) -> None:
@@ -142,9 +142,9 @@ def _train(options: argparse.Namespace) -> None:
 
     started, preset = time.time(), load(options)
     artifacts = Artifacts.of(preset.name)
-    before = ("", *2 * ("03_stage1_vision_language",), "04_stage2_speech_vision_language")[options.stage]
+    before = ("", "03_stage1_vision_language", "04_stage2_speech_vision_language")[options.stage - 1]
     init = options.init
-    if init is None and options.stage > (0 if preset.training.stage0.steps else 1):
+    if init is None and options.stage > 1:
         init = artifacts.require(artifacts.stage(options.stage - 1) / "denoiser", before)
     out = options.out or artifacts.work / "train" / f"stage{options.stage}-{config_hash(preset)}"
     tokenizers = _tokenizers(preset)

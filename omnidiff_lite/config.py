@@ -205,7 +205,7 @@ class DenoiserSize:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One of the three stages of section 3.3, or what comes before them."""
+    """One of the three stages of section 3.3."""
 
     steps: int = 1000
     rows: int = 128  # packed rows a step
@@ -213,11 +213,12 @@ class StageConfig:
     warmup: float = 0.03
     final: float = 0.0  # share of the learning rate that is left at the end of the cosine
     evenness: float = 0.0  # a token weighs 1 / answer length ** this: 0 all tokens alike (released), 1 all answers alike
+    left_to_right: float = 0.0  # share of the steps, from the first: nothing masked, each token learnt from those before it
     mix: dict[Task, float] = field(default_factory=dict)  # task -> share of the samples
 
     def __post_init__(self) -> None:
         within(self, steps=(0, ENDLESS), rows=(1, ENDLESS), learning_rate=(0, ENDLESS), warmup=(0, 1), final=(0, 1),
-               evenness=(0, ENDLESS))
+               evenness=(0, ENDLESS), left_to_right=(0, 1))
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,6 @@ class TrainingConfig:
     micro_rows: int = 0  # rows a forward pass, to save memory; 0 = all of a process at once
     checkpoint_every: int = 600
     samples: dict[Task, int] = field(default_factory=dict)  # task -> training samples
-    stage0: StageConfig = StageConfig(steps=0)  # left to right, before stage 1, as the paper's backbone once learnt
     stage1: StageConfig = StageConfig()
     stage2: StageConfig = StageConfig()
     stage3: StageConfig = StageConfig(learning_rate=1e-5)

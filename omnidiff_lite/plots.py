@@ -27,13 +27,16 @@ PALETTE = {"text": "#4c78a8", "special": "#54a24b", "speech": "#e45756", "image"
 
 
 def loss_curves(history: pd.DataFrame, columns: Sequence[str] | None = None, title: str = "",
-                smooth: int = 10) -> Figure:
-    """Losses over steps, each as a running mean; `columns` defaults to all that begin with "loss"."""
+                smooth: int = 10, marks: Sequence[float] = ()) -> Figure:
+    """Losses over steps, each as a running mean; `columns` defaults to all that begin with "loss". A grey line at each
+    step of `marks` but 0."""
     columns = columns or [c for c in history.columns if c.startswith("loss")]
     figure, axis = plt.subplots(figsize=(6.4, 3))
     for column in columns:
         values = history[["step", column]].dropna()
         axis.plot(values["step"], values[column].rolling(smooth, min_periods=1).mean(), label=column, lw=1.4)
+    for mark in filter(None, marks):
+        axis.axvline(mark, color="grey", lw=0.8)
     axis.set(xlabel="step", ylabel="loss", title=title)
     if len(columns) > 1:
         axis.legend(ncol=3, fontsize=8)

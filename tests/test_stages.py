@@ -177,17 +177,35 @@ def test_fresh_weights_follow_the_seed():
     assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
 
 
-def test_a_stage_before_the_first_learns_from_left_to_right_and_the_first_goes_on_both_ways(tmp_path):
-    """The road of the paper's backbone: Qwen2.5, then Dream-7B."""
-    before = {"training.stage0.steps": 2, "training.stage0.rows": 2, "training.stage0.mix": {"text_qa": 1.0}}
-    with pytest.raises(TrainingError, match="stage 1 starts from the denoiser of stage 0"):
-        run(1, None, tmp_path, before)
-    past, log = run(0, None, tmp_path, before)
-    assert past.config.is_causal and len(log) == 2
-    seen = [pos for pos in range(6) if changes(past, 3, pos)]
-    denoiser, _ = run(1, tmp_path / "stage0" / "denoiser", tmp_path, before | {"training.stage1.steps": 1})
-    assert seen == [3, 4, 5] and [pos for pos in range(6) if changes(denoiser, 3, pos)] == list(range(6))
-    assert not Denoiser.from_pretrained(tmp_path / "stage1" / "denoiser").config.is_causal
+def test_a_stage_may_begin_from_left_to_right_and_ends_both_ways(tmp_path):
+    """The road of the paper's backbone: Qwen2.5, then Dream-7B. Nothing is masked in the first half of the steps, so
+    all of an answer is scored; then about half of it."""
+    half = {"training.stage1.steps": 4, "training.stage1.left_to_right": 0.5}
+    denoiser, log = run(1, None, tmp_path, half)
+    plain, without = run(1, None, tmp_path / "plain", half | {"training.stage1.left_to_right": 0.0})
+    assert (log["tokens"] == without["tokens"]).all(), "the same rows"
+    assert (log["scored"][:2] > without["scored"][:2]).all() and (log["scored"][2:] == without["scored"][2:]).all()
+    for model in (denoiser, plain, Denoiser.from_pretrained(tmp_path / "stage1" / "denoiser")):
+        assert not model.config.is_causal
+        assert [pos for pos in range(6) if changes(model, 3, pos)] == list(range(6))
+
+
+def test_a_stage_that_begins_from_left_to_right_resumes_in_either_part(tmp_path):
+    half = {"training.stage1.steps": 4, "training.stage1.left_to_right": 0.5}
+    _, straight = run(1, None, tmp_path / "straight", half)
+    for stop in (1, 3):
+        folder = tmp_path / f"stopped at {stop}"
+        run(1, None, folder, half, stop_after=stop)
+        _, resumed = run(1, None, folder, half)
+        assert resumed["loss"].tolist() == straight["loss"].tolist()
+
+
+def test_left_to_right_throughout_is_the_twins_training(tmp_path):
+    """One switch less: the twin's losses are those of a stage whose whole is from left to right."""
+    few = {"training.stage1.steps": 2}
+    _, whole = run(1, None, tmp_path / "whole", few | {"training.stage1.left_to_right": 1.0})
+    twin, log = run(1, None, tmp_path / "twin", few, causal=True)
+    assert whole["loss"].tolist() == log["loss"].tolist() and twin.config.is_causal
 
 
 def changes(denoiser, changed, position):

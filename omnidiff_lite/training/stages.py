@@ -1,9 +1,4 @@
-"""The three stages of section 3.3: what each adds, and one call that runs one.
-
-Stage 0 comes before them, where a preset gives it steps. The paper starts from Dream-7B, a diffusion model that began
-as an autoregressive Qwen2.5; what trains from nothing can take the same road. Stage 0 learns from left to right, and
-what begins stage 1 then sees both ways.
-"""
+"""The three stages of section 3.3: what each adds, and one call that runs one."""
 
 from __future__ import annotations
 
@@ -61,8 +56,8 @@ def run_stage(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser
 
     `init`: what training starts from (changed in place if it is a Denoiser and one process trains); None draws fresh
     weights, which only stage 1 may, and "scratch" draws them at any stage: what a stage is without those before it, or
-    all tasks at once. `causal`: the autoregressive twin, which sees only what came before, as stage 0 always does; a
-    causal `init` without it goes on seeing both ways. On a CPU `training.processes` of them share each step's rows.
+    all tasks at once. `causal`: the autoregressive twin, which sees only what came before; a causal
+    `init` without it goes on seeing both ways. On a CPU `training.processes` of them share each step's rows.
     `datasets`: training samples by task in place of the embedded world's, and `held_out` those to validate on (none: no
     validation). Under `out_dir`: denoiser/, log.csv, data.csv, validation.csv, tensorboard/, checkpoints/. The rest as
     in `train_stage`. Under FSDP2 the denoiser comes back sharded; the saved one is whole.
@@ -72,7 +67,7 @@ def run_stage(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser
     mix, processes = stage_config(preset, stage).mix, usable(preset.training.processes)
     if processes == 1:
         begin(preset.training, stage_config(preset, stage).rows, expected)  # before hours of work on data
-    denoiser = _start(preset, stage, tokenizers, init, seed, causal or stage == 0)
+    denoiser = _start(preset, stage, tokenizers, init, seed, causal)
     again = partial(run_stage, preset, stage, tokenizers, init, out_dir, cache_dir, seed, datasets=datasets,
                     held_out=held_out, resume=resume, progress=progress, stop_after=stop_after, causal=causal,
                     expected=expected)
@@ -110,7 +105,7 @@ def new_denoiser(preset: Preset, tokenizers: Tokenizers, seed: int = 0, **fields
 def _start(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser | str | Path | None, seed: int,
            causal: bool) -> Denoiser:
     if init is None or init == SCRATCH:
-        if init is None and (stage > 1 or stage == 1 and preset.training.stage0.steps):
+        if stage > 1 and init is None:
             raise TrainingError(f"stage {stage} starts from the denoiser of stage {stage - 1}: give it, or the folder "
                                 f"stage{stage - 1}/denoiser where run_stage saved it, as init; or {SCRATCH!r} for "
                                 "fresh weights")

@@ -5,7 +5,8 @@ unbroken one: to the last bit on a CPU, on a GPU as far as its kernels repeat th
 its frames come with the data. Its adapter trains.
 
 A causal denoiser (`config.is_causal`) is the autoregressive twin: same data, rows and steps, but nothing is masked and
-every answer token is a target.
+every answer token is a target. A stage may begin like that (`left_to_right`), as the paper's backbone did: Dream-7B is
+a diffusion model that was an autoregressive Qwen2.5 before.
 """
 
 from __future__ import annotations
@@ -55,9 +56,9 @@ Datasets = dict[str, Given]  # by task: lists of `EncodedSample`, or samples on 
 
 
 def stage_config(preset: Preset, stage: int) -> StageConfig:
-    """The settings of stage 1, 2 or 3; 0: of what comes before them."""
-    if stage not in (0, 1, 2, 3):
-        raise TrainingError(f"stage {stage}: the paper has stages 1, 2 and 3, and 0 comes before them")
+    """The settings of stage 1, 2 or 3."""
+    if stage not in (1, 2, 3):
+        raise TrainingError(f"stage {stage}: the paper has stages 1, 2 and 3")
     return getattr(preset.training, f"stage{stage}")
 
 
@@ -84,6 +85,7 @@ def train_stage(preset: Preset, stage: int, denoiser: Denoiser, datasets: Datase
     """
     config, plan = preset.training, stage_config(preset, stage)
     accelerator = begin(config, plan.rows, expected)
+    twin = denoiser.config.is_causal
     stream = PackedStream(datasets, plan.mix, config.length, plan.rows, seed, **_packing(config, denoiser.config))
     checkpoints = Checkpoints(Path(out_dir) / "checkpoints", fingerprint(preset, stage, denoiser, stream))
     _same_everywhere(checkpoints.fingerprint)
@@ -101,6 +103,7 @@ def train_stage(preset: Preset, stage: int, denoiser: Denoiser, datasets: Datase
         stepper = Stepper(accelerator, module, optimizers, feed, config, plan.evenness, (seed, stage),
                           log.seconds if log else 0.0)
         for step in range(start, last):
+            denoiser.set_causal(twin or step < plan.left_to_right * plan.steps)
             figures = stepper.step(step, learning_rate(plan, step))
             if log:
                 log.write(step, figures)
@@ -211,13 +214,13 @@ def prepared(denoiser: Denoiser, config: TrainingConfig) -> Iterator[None]:
     """In training mode, but for frozen parts; compiled for the fixed shape of training rows, recomputing activations,
     where asked for.
 
-    Afterwards the denoiser is in eval mode and runs as before, at any length.
+    Afterwards the denoiser is in eval mode, sees what it saw before, and runs as before, at any length.
     """
     denoiser.train()
     for part in denoiser.modules():
         if not any([parameter.requires_grad for parameter in part.parameters()] or [True]):
             part.eval()
-    attention = denoiser.config._attn_implementation
+    attention, causal = denoiser.config._attn_implementation, denoiser.config.is_causal
     compiled = config.compile and _compiler_found()
     if config.recompute:
         denoiser.gradient_checkpointing_enable({"use_reentrant": False})
@@ -229,6 +232,7 @@ def prepared(denoiser: Denoiser, config: TrainingConfig) -> Iterator[None]:
         yield
     finally:
         denoiser.set_attn_implementation(attention)
+        denoiser.set_causal(causal)
         if compiled:
             del denoiser.model.forward
         if config.recompute:
