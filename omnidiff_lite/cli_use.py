@@ -16,6 +16,8 @@ def _reproduce_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", metavar="NN", help="only notebooks whose names begin so")
     parser.add_argument("--force", action="store_true", help="run them even if they are up to date")
     parser.add_argument("--publish", action="store_true", help="put what the executed notebooks show into notebooks/")
+    parser.add_argument("--tokenizers", type=Path, metavar="CHECKPOINT",
+                        help="use the tokenizers of this checkpoint, and leave notebook 02 out")
 
 
 @command("reproduce", "Run every notebook in order through papermill; skip what is up to date.",
@@ -24,7 +26,8 @@ def _reproduce_arguments(parser: argparse.ArgumentParser) -> None:
 def _reproduce(options: argparse.Namespace) -> None:
     from omnidiff_lite.reproduce import reproduce
 
-    reproduce(options.preset, options.seed, options.only, options.force, options.publish)
+    reproduce(options.preset, options.seed, options.only, options.force, options.publish,
+              tokenizers=options.tokenizers)
 
 
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:

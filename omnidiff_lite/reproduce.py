@@ -26,7 +26,9 @@ from omnidiff_lite.config import Preset, load_preset
 from omnidiff_lite.freshness import Step, digest, outputs, read_stamp, stale, stamp_path, step_key
 from omnidiff_lite.measure import PeakMemory
 from omnidiff_lite.notebook import check_parameters
+from omnidiff_lite.tokenizers import Tokenizers
 from omnidiff_lite.training.log import read_log
+from omnidiff_lite.vocabulary import Vocabulary
 from omnidiff_lite.weights import write_json
 
 
@@ -35,14 +37,15 @@ class RoadError(RuntimeError):
 
 
 CHECKPOINT = "checkpoint"
+TOKENIZERS = "work/tokenizers"
 JUDGES = "judges"
 TWIN = "twin"
 ROAD = (
     Step("01_tokenization"),
-    Step("02_training_the_tokenizers", makes=("work/tokenizers", JUDGES), ignores=("denoiser", "training", "decoding")),
-    Step("03_stage1_vision_language", ("work/tokenizers",), ("work/stage1",)),
-    Step("04_stage2_speech_vision_language", ("work/tokenizers", "work/stage1"), ("work/stage2",)),
-    Step("05_stage3_speech_driven_visual_interaction", ("work/tokenizers", "work/stage1", "work/stage2"),
+    Step("02_training_the_tokenizers", makes=(TOKENIZERS, JUDGES), ignores=("denoiser", "training", "decoding")),
+    Step("03_stage1_vision_language", (TOKENIZERS,), ("work/stage1",)),
+    Step("04_stage2_speech_vision_language", (TOKENIZERS, "work/stage1"), ("work/stage2",)),
+    Step("05_stage3_speech_driven_visual_interaction", (TOKENIZERS, "work/stage1", "work/stage2"),
          ("work/stage3", CHECKPOINT)),
     Step("14_autoregressive_twin", (CHECKPOINT,), ("work/twin", TWIN)),
     Step("06_inference_tricks", (CHECKPOINT, JUDGES), uses=(TWIN,), metrics=("bench",)),
@@ -62,19 +65,23 @@ ROAD = (
 
 
 def reproduce(preset_name: str, seed: int = 0, only: list[str] | None = None, force: bool = False,
-              publish: bool = False, root: Path | None = None, folder: Path | None = None) -> list[dict[str, Any]]:
+              publish: bool = False, root: Path | None = None, folder: Path | None = None,
+              tokenizers: Path | None = None) -> list[dict[str, Any]]:
     """Run the road (or the notebooks whose names begin with one of `only`); returns one row per notebook.
 
-    Raises `RoadError` at the first notebook that fails. `publish` puts what they show into `folder`, and
-    what was measured into the README.
+    `publish` puts what they show into `folder`, and what was measured into the README. `tokenizers`: a checkpoint
+    whose tokenizers are used in place of notebook 02's, which is left out. Raises `RoadError` at the first notebook
+    that fails, or for tokenizers of other sizes than the preset's.
     """
     preset = load_preset(preset_name)
     artifacts = Artifacts.of(preset.name, root)
     folder = folder or CLONE / "notebooks"
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two spinning threads on two cores starve the kernel
-    rows = []
-    for number, step in enumerate(chosen(only), 1):
-        rows.append(_run_step(step, preset, seed, artifacts, folder, force, f"{number:>2}/{len(chosen(only))}"))
+    if tokenizers:
+        _take_tokenizers(tokenizers, preset, artifacts)
+    rows, steps = [], [step for step in chosen(only) if not (tokenizers and TOKENIZERS in step.makes)]
+    for number, step in enumerate(steps, 1):
+        rows.append(_run_step(step, preset, seed, artifacts, folder, force, f"{number:>2}/{len(steps)}"))
         if publish:
             _publish(artifacts.notebooks / f"{step.name}.ipynb", folder / f"{step.name}.ipynb",
                      {"preset": preset.name, "seed": seed})
@@ -95,6 +102,16 @@ def chosen(only: list[str] | None) -> list[Step]:
         if not any(step.name.startswith(prefix) for step in ROAD):
             raise RoadError(f"no notebook begins with {prefix!r}: choose from {', '.join(sorted(s.name for s in ROAD))}")
     return [step for step in ROAD if not only or any(step.name.startswith(prefix) for prefix in only)]
+
+
+def _take_tokenizers(source: Path, preset: Preset, artifacts: Artifacts) -> None:
+    """Those of a finished system, as notebook 02 would have left them. Judges are `results/<preset>/judges`, as ever."""
+    found = Tokenizers.from_pretrained(source, device="cpu")
+    wanted = Vocabulary.small(preset.text_tokenizer.size, preset.speech_tokenizer.codes, preset.image_tokenizer.codes)
+    if found.vocabulary != wanted:
+        raise RoadError(f"{_short(source)} has {found.vocabulary}, the preset {preset.name} asks for {wanted}: name a "
+                        "checkpoint of this preset, or leave --tokenizers out, and notebook 02 trains them")
+    found.save_pretrained(artifacts.tokenizers)
 
 
 def _maker(need: str) -> str:

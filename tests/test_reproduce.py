@@ -16,6 +16,7 @@ from omnidiff_lite.freshness import PACKAGE, code_used
 from omnidiff_lite.notebook import ParameterError, begin, check_parameters, parse_overrides
 from omnidiff_lite.provenance import provenance
 from omnidiff_lite.config import load_preset
+from omnidiff_lite.tokenizers import Tokenizers
 
 PARAMETERS = 'preset: str = "smoke"  # which sizes\nseed: int = 0  # of everything random\noverrides: str = ""'
 BEGIN = "from omnidiff_lite.artifacts import Artifacts\nartifacts = Artifacts.of(preset)"
@@ -213,3 +214,17 @@ def test_provenance_says_how_a_number_came_about():
 def test_artifacts_know_where_things_are(tmp_path):
     artifacts = Artifacts.of("smoke", tmp_path)
     assert artifacts.metrics.is_dir() and artifacts.checkpoint == tmp_path / "smoke" / "checkpoint"
+
+
+def test_the_tokenizers_of_a_checkpoint_stand_in_for_notebook_02(two_notebooks, monkeypatch):
+    run, _, tmp_path = two_notebooks
+    monkeypatch.setattr(road, "ROAD", (road.Step("01_make", makes=(road.TOKENIZERS,)),
+                                       road.Step("02_use", (road.TOKENIZERS,), ("work/m.txt",))))
+    artifacts, shipped = Artifacts.of("smoke", tmp_path / "results"), CLONE / "results" / "smoke" / "checkpoint"
+    (artifacts.work / "number.txt").write_text("1")
+    rows = run(tokenizers=shipped)
+    assert [row["notebook"] for row in rows] == ["02_use"], "the first, which would have trained them, is left out"
+    taken, own = (Tokenizers.from_pretrained(folder).fingerprint() for folder in (artifacts.tokenizers, shipped))
+    assert taken == own
+    with pytest.raises(road.RoadError, match="the preset smoke asks for .* leave --tokenizers out"):
+        run(tokenizers=CLONE / "results" / "cpu" / "checkpoint")
