@@ -51,7 +51,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """The embedded world (DESIGN of the kit, section 4)."""
+    """The embedded world (`omnidiff_lite.world`): what is drawn, and who speaks."""
 
     image_size: int = 256  # pixels of a drawn picture, square
     max_objects: int = 4

@@ -61,9 +61,16 @@ def _total(rows: dict[str, dict[str, float]]) -> str:
 
 
 def hardware(written: str, root: Path) -> str:
-    """The machines of the committed runs."""
-    found = {preset: read_records(root / preset / "metrics") for preset in PRESETS if (root / preset).exists()}
-    named = [f"`{preset}`: {records[0].provenance['hardware']}" for preset, records in found.items() if records]
+    """The machines of the committed runs: the one of most records, and which tables come from another."""
+    named = []
+    for preset in filter(lambda name: (root / name).exists(), PRESETS):
+        tables: dict[str, list[str]] = {}
+        for record in read_records(root / preset / "metrics"):
+            if record.source == "ours":
+                tables.setdefault(record.provenance["hardware"], []).append(record.table)
+        first, *others = sorted(tables, key=lambda machine: -len(tables[machine])) or [""]
+        named += [f"`{preset}`: {first}"] if first else []
+        named += [f"its {', '.join(dict.fromkeys(tables[machine]))}: {machine}" for machine in others]
     return f"Minutes and GiB of memory, as measured ({'; '.join(named)}).\n"
 
 

@@ -39,6 +39,7 @@ class RoadError(RuntimeError):
 CHECKPOINT = "checkpoint"
 TOKENIZERS = "work/tokenizers"
 JUDGES = "judges"
+ROWS = "road.json"
 TWIN = "twin"
 ROAD = (
     Step("01_tokenization"),
@@ -85,7 +86,7 @@ def reproduce(preset_name: str, seed: int = 0, only: list[str] | None = None, fo
         if publish:
             _publish(artifacts.notebooks / f"{step.name}.ipynb", folder / f"{step.name}.ipynb",
                      {"preset": preset.name, "seed": seed})
-    write_json(artifacts.dir / "road.json", _all_rows(artifacts))
+    write_json(artifacts.dir / ROWS, _all_rows(artifacts))
     from omnidiff_lite.report import write_report
 
     print(f"report: {_short(write_report(artifacts))}")
@@ -213,8 +214,12 @@ def declared_parameters(notebook: Path) -> dict[str, type]:
 # --- what it leaves -------------------------------------------------------------------------------------------------
 
 def _all_rows(artifacts: Artifacts) -> list[dict[str, Any]]:
-    stamps = (read_stamp(artifacts, step) for step in ROAD)
-    return [{k: s[k] for k in ("notebook", "minutes", "peak_gib")} for s in stamps if s]
+    """One row a notebook that ran, in the order of the road; those of runs whose work is gone stay as they were."""
+    path = artifacts.dir / ROWS
+    rows = {row["notebook"]: row for row in json.loads(path.read_text())} if path.exists() else {}
+    for stamp in filter(None, (read_stamp(artifacts, step) for step in ROAD)):
+        rows[stamp["notebook"]] = {key: stamp[key] for key in ("notebook", "minutes", "peak_gib")}
+    return [rows[step.name] for step in ROAD if step.name in rows]
 
 
 def _publish(executed: Path, source: Path, given: dict[str, Any]) -> None:

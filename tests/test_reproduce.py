@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -228,3 +229,13 @@ def test_the_tokenizers_of_a_checkpoint_stand_in_for_notebook_02(two_notebooks, 
     assert taken == own
     with pytest.raises(road.RoadError, match="the preset smoke asks for .* leave --tokenizers out"):
         run(tokenizers=CLONE / "results" / "cpu" / "checkpoint")
+
+
+def test_minutes_of_notebooks_whose_work_is_gone_stay(two_notebooks):
+    """A clone has results, and no work: one notebook run there must not wipe out what the others took."""
+    run, _, tmp_path = two_notebooks
+    run()
+    shutil.rmtree(tmp_path / "results" / "smoke" / "work")
+    run(only=["01"])
+    rows = json.loads((tmp_path / "results" / "smoke" / "road.json").read_text())
+    assert [row["notebook"] for row in rows] == ["01_make", "02_use"]
