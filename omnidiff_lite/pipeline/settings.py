@@ -77,7 +77,10 @@ class AnswerLengths:
 
 
 def _answer(sample: EncodedSample) -> np.ndarray:
-    return sample.labels[sample.labels != IGNORE]
+    """The first answer of a conversation."""
+    answers = sample.labels != IGNORE
+    first = sample.labels[np.argmax(answers):]
+    return first[:np.argmin(first != IGNORE)] if (first == IGNORE).any() else first
 
 
 def _frames(sample: EncodedSample, vocabulary: Vocabulary) -> float:

@@ -104,12 +104,15 @@ def collate(rows: Sequence[PackedRow], scored: Sequence[Tensor], tasks: Sequence
 def answer_weights(row: PackedRow, evenness: float) -> Tensor:
     """Weight of each position's loss [length]: 1 / answer length ** evenness in an answer, 0 elsewhere.
 
-    The length is that of the whole answer with its tail pads, masked or not: samples weigh the same at every time t
-    and beside any others in the row.
+    The length is that of the whole answer with its tail pads, masked or not: answers weigh the same at every time t
+    and beside any others in the row, be they of another sample or of another turn of a conversation.
     """
     answers, segments = torch.from_numpy(row.labels) != IGNORE, torch.from_numpy(row.segment_ids)
-    lengths = torch.bincount(segments[answers], minlength=len(row.tasks)).float()
-    return torch.where(answers, lengths[segments.clamp_min(0)].clamp_min(1) ** -evenness, 0.0)
+    goes_on = torch.zeros_like(answers)
+    goes_on[1:] = answers[:-1] & (segments[1:] == segments[:-1])
+    answer = (answers & ~goes_on).cumsum(0)
+    lengths = torch.bincount(answer[answers], minlength=int(answer.max()) + 1).float()
+    return torch.where(answers, lengths[answer].clamp_min(1) ** -evenness, 0.0)
 
 
 def masked_share(row: PackedRow, masked: Tensor) -> Tensor:
