@@ -44,7 +44,7 @@ def bench(preset: Preset, artifacts: Artifacts, device: str | torch.device = "cp
           tasks: Sequence[str] = ("t2i", "tts"), items: Mapping[int, int] = ITEMS, ids: Sequence[int] = IDS,
           masks: Sequence[int] = MASKS, repeats: int = 3, dtype: str = "auto", seed: int = 0) -> list[Record]:
     """All rows. `items`: batch size -> number of answers; `ids` and `masks`: sizes of the rows `exact`, each decoded
-    `repeats` times; `dtype`: of the checkpoint's denoiser ("auto": as stored).
+    `repeats` times; `dtype`: of the checkpoint's denoiser (see `finished_system`).
 
     Values are medians with bootstrap intervals: over repeats, or over batches. Raises `PlanError` for a device that is
     not there, `MissingArtifact` naming the notebook to run first. Without the twin its rows are left out.

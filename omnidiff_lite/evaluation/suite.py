@@ -26,7 +26,7 @@ from omnidiff_lite.pipeline import OmniDiffusion
 
 def finished_system(preset: Preset, artifacts: Artifacts, device: str | torch.device | None = None,
                     dtype: torch.dtype | str = "auto") -> tuple[OmniDiffusion, Judges]:
-    """What notebooks 02 to 05 made, the denoiser computing in `dtype` ("auto": the precision that it is stored in).
+    """What notebooks 02 to 05 made, the denoiser computing in `dtype` ("auto": bfloat16 on a GPU, float32 on a CPU).
 
     `device`: a GPU where there is one, unless named. Raises `MissingArtifact` naming the notebook to run first,
     `CheckpointError` for a judge named in the preset that cannot be read.
@@ -36,6 +36,9 @@ def finished_system(preset: Preset, artifacts: Artifacts, device: str | torch.de
     if TRAINED in (names.recognition, names.clip_t, names.clip_i):
         artifacts.require(artifacts.judges, "02_training_the_tokenizers")
     judges = load_judges(preset, artifacts.judges)  # first: a misspelt name is told at once
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if dtype == "auto":
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     model = OmniDiffusion.from_pretrained(checkpoint, device, dtype=dtype)
     return model, judges.to(model.device)
 

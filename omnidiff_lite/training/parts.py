@@ -54,7 +54,7 @@ def spoken(preset: Preset, split: str, n: int, seed: int, cache_dir: str | Path,
     """`n` recordings of a split with their words; made once and kept in the cache, `BLOCK` in memory at a time."""
     said = utterances(split, n, seed, preset.world)
     for block in (said[i:i + BLOCK] for i in range(0, n, BLOCK)):
-        waves = load_many([u.ref for u in block], workers=workers, cache_dir=cache_dir)
+        waves = load_many([u.ref for u in block], workers=workers or _free_cores(), cache_dir=cache_dir)
         yield from zip(waves, [u.text for u in block])
 
 
@@ -62,8 +62,14 @@ def drawn(preset: Preset, split: str, n: int, seed: int, cache_dir: str | Path, 
           ) -> list[tuple[PIL.Image.Image, str]]:
     """`n` pictures of a split with their captions, a share `charts` of them charts, which have none."""
     shown = pictures(split, n, seed, preset.world, charts)
-    images = load_many([p.ref for p in shown], workers=workers, cache_dir=cache_dir, size=preset.world.image_size)
+    images = load_many([p.ref for p in shown], workers=workers or _free_cores(), cache_dir=cache_dir,
+                       size=preset.world.image_size)
     return list(zip(images, [p.caption for p in shown]))
+
+
+def _free_cores() -> int:
+    """Processes that draw and speak: the cores that this one may use, where a GPU does the training."""
+    return torch.get_num_threads() if torch.cuda.is_available() else 0
 
 
 def _image_tokenizer(preset: Preset, seed: int, cache_dir: str | Path) -> Trained:
