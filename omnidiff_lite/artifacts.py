@@ -49,6 +49,11 @@ class Artifacts:
         return self.work / "tokenizers"
 
     @property
+    def road(self) -> Path:
+        """Minutes and memory of every notebook that ran."""
+        return self.dir / "road.json"
+
+    @property
     def judges(self) -> Path:
         """The trained judges, kept beside the checkpoint that they score."""
         return self.dir / "judges"

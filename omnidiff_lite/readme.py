@@ -46,7 +46,7 @@ def notebooks_table(written: str, root: Path) -> str:
 
 
 def _road(root: Path, preset: str) -> dict[str, dict[str, float]]:
-    path = root / preset / "road.json"
+    path = Artifacts.of(preset, root).road
     return {row["notebook"]: row for row in json.loads(path.read_text())} if path.exists() else {}
 
 

@@ -37,10 +37,9 @@ _NOTE = ("Rows named <i>ours</i> are measured on the kit's embedded world of dra
 
 
 def _road(artifacts: Artifacts) -> str:
-    path = artifacts.dir / "road.json"
-    if not path.exists():
+    if not artifacts.road.exists():
         return ""
-    rows = pd.DataFrame(json.loads(path.read_text()))
+    rows = pd.DataFrame(json.loads(artifacts.road.read_text()))
     if rows.empty:
         return ""
     rows["notebook"] = [f"<a href='notebooks/{name}.ipynb'>{name}</a>" for name in rows["notebook"]]

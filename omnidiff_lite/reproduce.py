@@ -39,7 +39,6 @@ class RoadError(RuntimeError):
 CHECKPOINT = "checkpoint"
 TOKENIZERS = "work/tokenizers"
 JUDGES = "judges"
-ROWS = "road.json"
 TWIN = "twin"
 ROAD = (
     Step("01_tokenization"),
@@ -81,12 +80,15 @@ def reproduce(preset_name: str, seed: int = 0, only: list[str] | None = None, fo
     if tokenizers:
         _take_tokenizers(tokenizers, preset, artifacts)
     rows, steps = [], [step for step in chosen(only) if not (tokenizers and TOKENIZERS in step.makes)]
+    if not steps:
+        raise RoadError(f"--tokenizers takes the place of {_maker(TOKENIZERS)}, the one notebook asked for: leave one "
+                        "of the two out")
     for number, step in enumerate(steps, 1):
         rows.append(_run_step(step, preset, seed, artifacts, folder, force, f"{number:>2}/{len(steps)}"))
         if publish:
             _publish(artifacts.notebooks / f"{step.name}.ipynb", folder / f"{step.name}.ipynb",
                      {"preset": preset.name, "seed": seed})
-    write_json(artifacts.dir / ROWS, _all_rows(artifacts))
+    write_json(artifacts.road, _all_rows(artifacts))
     from omnidiff_lite.report import write_report
 
     print(f"report: {_short(write_report(artifacts))}")
@@ -215,7 +217,7 @@ def declared_parameters(notebook: Path) -> dict[str, type]:
 
 def _all_rows(artifacts: Artifacts) -> list[dict[str, Any]]:
     """One row a notebook that ran, in the order of the road; those of runs whose work is gone stay as they were."""
-    path = artifacts.dir / ROWS
+    path = artifacts.road
     rows = {row["notebook"]: row for row in json.loads(path.read_text())} if path.exists() else {}
     for stamp in filter(None, (read_stamp(artifacts, step) for step in ROAD)):
         rows[stamp["notebook"]] = {key: stamp[key] for key in ("notebook", "minutes", "peak_gib")}

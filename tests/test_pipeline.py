@@ -105,6 +105,13 @@ def test_lengths_adapt_to_discrete_speech_as_to_frames(tiny_model):
     assert lines["discrete"].text_extra == lines["continuous"].text_extra
 
 
+def test_an_answers_room_is_that_of_one_answer_of_a_conversation(tiny_model):
+    one = EncodedSample(np.arange(7), np.array([-100, -100, 2, 3, -100, -100, -100]), np.zeros((0, 4)), "vqa")
+    more = EncodedSample(np.arange(9), np.array([-100, -100, 2, 3, -100, 4, 5, 6, -100]), np.zeros((0, 4)), "vqa")
+    last = EncodedSample(np.arange(3), np.array([-100, 2, 3]), np.zeros((0, 4)), "vqa")
+    assert AnswerLengths.fit({"vqa": [one, more, last]}, tiny_model.chat).texts == {"vqa": 2}
+
+
 @pytest.mark.parametrize("block", [1, 3, 4, 7])
 def test_blocks_decode_every_mask_wherever_it_lies(tiny_model, block):
     mask = np.zeros((50, 80), bool)

@@ -229,6 +229,8 @@ def test_the_tokenizers_of_a_checkpoint_stand_in_for_notebook_02(two_notebooks, 
     assert taken == own
     with pytest.raises(road.RoadError, match="the preset smoke asks for .* leave --tokenizers out"):
         run(tokenizers=CLONE / "results" / "cpu" / "checkpoint")
+    with pytest.raises(road.RoadError, match="takes the place of 01_make, the one notebook asked for"):
+        run(tokenizers=shipped, only=["01"])
 
 
 def test_minutes_of_notebooks_whose_work_is_gone_stay(two_notebooks):

@@ -19,6 +19,7 @@ import toys
 
 from omnidiff_lite.backbone import Denoiser
 from omnidiff_lite.config import StageConfig
+from omnidiff_lite.data.encode import EncodedSample
 from omnidiff_lite.data.packing import PackedStream, pack_row
 from omnidiff_lite.provenance import PACKAGE
 from omnidiff_lite.training import trainer
@@ -106,6 +107,16 @@ def test_evenness_weighs_a_short_answer_like_a_long_one(evenness, share):
     assert ((weights > 0) == torch.from_numpy(row.labels >= 0)).all()
     long = torch.from_numpy(row.segment_ids == 0)
     assert (weights[long].sum() / weights.sum()).item() == pytest.approx(share)
+
+
+def test_each_answer_of_a_conversation_weighs_by_its_own_length():
+    first, second = toys.sample("text_qa", [1], [2, 3, 4, 5]), toys.sample("text_qa", [6], [7])
+    both = EncodedSample(*(np.concatenate([getattr(s, name) for s in (first, second)])
+                           for name in ("ids", "labels", "frames")), "text_qa")
+    ids = {"pad": toys.VOCABULARY.pad, "context_of_audio": toys.VOCABULARY.context_of_audio}
+    apart = answer_weights(pack_row([first, second], [0, 2], 64, **ids), 0.6)
+    together = answer_weights(pack_row([both], [2], 64, **ids), 0.6)
+    assert torch.equal(apart, together) and len(apart.unique()) == 3, "no weight, the long one's, the short one's"
 
 
 def test_masks_take_answers_only_and_fewer_tail_pads():

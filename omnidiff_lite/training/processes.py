@@ -32,14 +32,13 @@ class TogetherError(RuntimeError):
 def side_by_side(workers: int | None = None) -> ProcessPoolExecutor:
     """A pool whose `submit(train_..., ...)` trains in a process of its own, on one core; `.result()` is what came out.
 
-    `workers`: by default one a core, and at most two, as each holds a torch of its own; beside a GPU, which waits for
-    the starting of small kernels most of the time, at most four, of four cores each. Spawned, since forking a threaded
-    torch is unsafe.
+    `workers`: by default one a core, and at most two, as each holds a torch of its own. On a GPU parts share nothing
+    well, so there is one worker. Spawned, since forking a threaded torch is unsafe.
     """
-    count = os.cpu_count() or 1
-    workers = workers or (max(1, min(4, count // 4)) if torch.cuda.is_available() else min(2, count))
+    workers = workers or (1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1))
+    cores = max(1, (os.cpu_count() or 1) // workers)
     return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin_worker,
-                               initargs=(os.getpid(), max(1, count // workers)))
+                               initargs=(os.getpid(), cores))
 
 
 def _begin_worker(owner: int, cores: int) -> None:
