@@ -14,7 +14,7 @@ import pytest
 from omnidiff_lite.chat import AUDIO, IMAGE, TASKS
 from omnidiff_lite.config import WorldConfig
 from omnidiff_lite.world import dataset, text_qa, voices
-from omnidiff_lite.world.dataset import MORE_QUESTIONS, VQA_SHARES, corpus, pictures, samples, utterances, voices_of
+from omnidiff_lite.world.dataset import VQA_SHARES, corpus, pictures, samples, utterances, voices_of
 from omnidiff_lite.world.recipes import content
 from omnidiff_lite.world.scenes import Scene
 from omnidiff_lite.world.sentences import sample_sentence
@@ -109,29 +109,6 @@ def test_visual_questions_are_of_every_sort_and_yes_is_half():
     assert abs(charts - VQA_SHARES["chart"] - VQA_SHARES["sign"]) < 0.06
     answers = Counter(sample.meta["answer"] for sample in drawn)
     assert 0.4 < answers["yes"] / (answers["yes"] + answers["no"]) < 0.6
-
-
-def test_in_training_a_picture_is_asked_about_several_times():
-    drawn = samples("vqa", "train", 200, 0, CONFIG)
-    assert all([m["role"] for m in sample.messages] == ["user", "assistant"] * (len(sample.messages) // 2)
-               for sample in drawn)
-    asked = [[m["content"].removesuffix("\n<|image|>") for m in sample.messages[::2]] for sample in drawn]
-    assert all(len(set(questions)) == len(questions) for questions in asked), "a question came twice"
-    assert all("<|image|>" not in question for questions in asked for question in questions)
-    scenes = [len(questions) for questions, sample in zip(asked, drawn) if "scene" in sample.meta]
-    assert max(scenes) == 1 + MORE_QUESTIONS["scene"] and sum(scenes) / len(scenes) > 3
-    answers = Counter(m["content"] for sample in drawn for m in sample.messages[3::2])
-    assert 0.4 < answers["yes"] / (answers["yes"] + answers["no"]) < 0.6
-    for split in ("validation", "test"):
-        assert all(len(sample.messages) == 2 for sample in samples("vqa", split, 20, 0, CONFIG))
-
-
-def test_more_questions_leave_the_first_one_as_it_was(monkeypatch):
-    several = samples("vqa", "train", 30, 0, CONFIG)
-    monkeypatch.setattr(dataset, "MORE_QUESTIONS", {"scene": 0, "chart": 0, "sign": 0})
-    one = samples("vqa", "train", 30, 0, CONFIG)
-    assert [s.messages[:2] for s in several] == [s.messages for s in one]
-    assert [s.meta for s in several] == [s.meta for s in one]
 
 
 def test_spoken_questions_have_been_opened():

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from omnidiff_lite.chat import AUDIO, IMAGE, Sample, build_messages
 from omnidiff_lite.config import WorldConfig
 from omnidiff_lite.world.captions import caption
 from omnidiff_lite.world.charts import Chart, ask_sign, chart_question, sample_chart
-from omnidiff_lite.world.questions import Question, ask, ask_choices, choose, kinds
+from omnidiff_lite.world.questions import Question, ask, ask_choices, choose
 from omnidiff_lite.world.recipes import chart_ref, scene_ref
 from omnidiff_lite.world.scenes import Scene, sample_scene
 from omnidiff_lite.world.sdvi import Row, build_speech_to_image, build_spoken_vqa, synthesise
@@ -37,10 +36,6 @@ from omnidiff_lite.world.voices import (ANSWER_VOICE, Voice, judge_voices, parse
 # What visual questions are about: anything in a scene; what is there, as POPE and MME ask; four choices by letter;
 # charts, maps and pages, as SEED-Bench-2-Plus asks; words and numbers on signs.
 VQA_SHARES = {"scene": 0.4, "existence": 0.25, "choices": 0.1, "chart": 0.15, "sign": 0.1}
-# In training a picture is asked about several times in one conversation, as LLaVA-OneVision's are: a question has a word
-# or two to learn from, and a picture's tokens are read again for each. The kinds of what else is asked about a scene.
-MORE_QUESTIONS = {"scene": 3, "chart": 1, "sign": 3}
-MORE_SHARES = {"existence": 0.35, "relation": 0.25, None: 0.4}
 ATTEMPTS = 200  # draws of a text that is short enough to speak
 
 # An upper bound of the seconds that a text takes at 175 words a minute (above all of 2,500 utterances in 87 voices):
@@ -158,35 +153,22 @@ def _t2i(rng: Generator, config: WorldConfig, split: str, voices: Voices) -> Sam
 
 
 def _vqa(rng: Generator, config: WorldConfig, split: str, voices: Voices) -> Sample:
-    question, ref, content, more = _visual_question(rng, config, split)
-    sample = _sample("vqa", rng, split, question.prompt, question.reply, (ref,), question=question.text,
-                     kind=question.kind, choices=list(question.choices), **content)
-    if split == "train":
-        for other in {other.prompt: other for other in more() if other.prompt != question.prompt}.values():
-            sample.messages += [{"role": "user", "content": other.prompt},
-                                {"role": "assistant", "content": other.reply}]
-    return sample
+    question, ref, content = _visual_question(rng, config, split)
+    return _sample("vqa", rng, split, question.prompt, question.reply, (ref,), question=question.text,
+                   kind=question.kind, choices=list(question.choices), **content)
 
 
-def _visual_question(rng: Generator, config: WorldConfig, split: str
-                     ) -> tuple[Question, str, dict[str, Any], Callable[[], list[Question]]]:
-    """A question, the recipe of its picture, the picture's content as meta, and what draws more questions about it."""
+def _visual_question(rng: Generator, config: WorldConfig, split: str) -> tuple[Question, str, dict[str, Any]]:
+    """A question, the recipe of its picture, and the picture's content as meta."""
     share = str(rng.choice(tuple(VQA_SHARES), p=tuple(VQA_SHARES.values())))
     if share in ("chart", "sign"):
         chart = sample_chart(rng, config, "sign" if share == "sign" else choose(rng, ("chart", "map", "web")), split)
-        draw = partial(ask_sign if share == "sign" else chart_question, chart, rng)
-        return draw(), chart_ref(chart), {"chart": _plain(chart)}, lambda: [draw() for _ in range(MORE_QUESTIONS[share])]
+        question = ask_sign(chart, rng) if share == "sign" else chart_question(chart, rng)
+        return question, chart_ref(chart), {"chart": _plain(chart)}
     scene = sample_scene(rng, config, split)
     question = (ask_choices(scene, rng) if share == "choices"
                 else ask(scene, rng, "existence" if share == "existence" else None))
-    return question, scene_ref(scene), {"scene": _plain(scene)}, partial(_more_about, scene, rng)
-
-
-def _more_about(scene: Scene, rng: Generator) -> list[Question]:
-    """More questions about a scene, of the kinds of `MORE_SHARES` that it has an answer to."""
-    kinds_drawn = rng.choice(len(MORE_SHARES), MORE_QUESTIONS["scene"], p=tuple(MORE_SHARES.values()))
-    wanted = [tuple(MORE_SHARES)[number] for number in kinds_drawn]
-    return [ask(scene, rng, kind if kind in kinds(scene) else None) for kind in wanted]
+    return question, scene_ref(scene), {"scene": _plain(scene)}
 
 
 def _asr(rng: Generator, config: WorldConfig, split: str, voices: Voices) -> Sample:
@@ -207,7 +189,7 @@ def _sqa(rng: Generator, config: WorldConfig, split: str, voices: Voices) -> Sam
 
 def _svqa(rng: Generator, config: WorldConfig, split: str, voices: Voices) -> Sample | None:
     """A visual question through the pipeline of SDVI, which may drop it."""
-    question, ref, content, _ = _visual_question(rng, config, split)
+    question, ref, content = _visual_question(rng, config, split)
     for sample in build_spoken_vqa([vqa_row(question, ref)], voices, seed=int(rng.integers(2**32))):
         sample.meta |= {"kind": question.kind, **content}
         return sample
