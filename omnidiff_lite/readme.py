@@ -15,6 +15,7 @@ import pandas as pd
 from omnidiff_lite.artifacts import CLONE, Artifacts
 from omnidiff_lite.evaluation.aims import aims_table
 from omnidiff_lite.evaluation.records import read_records
+from omnidiff_lite.plan.timing import beside_paper
 
 PRESETS = ("smoke", "cpu")  # whose results are in the clone
 
@@ -83,4 +84,21 @@ def aims(written: str, root: Path) -> str:
     return shown.to_markdown(index=False, disable_numparse=True) + "\n"
 
 
-PARTS: dict[str, Callable[[str, Path], str]] = {"notebooks": notebooks_table, "hardware": hardware, "aims": aims}
+def full_size(written: str, root: Path) -> str:
+    """Seconds of the released size with random weights on a GPU, beside the paper's."""
+    if not (root / "full").exists():
+        return ""
+    records = read_records(root / "full" / "metrics")
+    frame, made = beside_paper(records), records[0].provenance
+    shown = pd.DataFrame({
+        "answer": frame.index, "unit": frame["unit"], "paper (ICML)": frame["paper (ICML)"].map("{:.2f}".format),
+        "this kit [95 %]": [f"{r.ours:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in frame.itertuples()],
+        "least possible": frame[["floor: bytes", "floor: FLOPs"]].max(axis=1).map("{:.2f}".format),
+        "GiB": frame["peak GiB"].map("{:.1f}".format)})
+    libraries = ", ".join(f"{name} {made['libraries'][name]}" for name in ("torch", "transformers"))
+    return (f"{made['parameters'] / 1e9:.1f} B random parameters in {made['dtype']}, {made['device']}, {libraries}; medians "
+            f"of {frame['n'].iloc[0]}:\n\n{shown.replace('nan', '').to_markdown(index=False, disable_numparse=True)}\n")
+
+
+PARTS: dict[str, Callable[[str, Path], str]] = {"notebooks": notebooks_table, "hardware": hardware, "aims": aims,
+                                                "full_size": full_size}

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from omnidiff_lite.ablation.differences import Difference, difference_table, dif
 from omnidiff_lite.ablation.measures import COLUMNS, check_metric, column_sums
 from omnidiff_lite.ablation.results import effects, finished_studies, grid_frame, study_figure, study_records, summary
 from omnidiff_lite.ablation.runner import Cell, Outcome, checked, run_study
-from omnidiff_lite.ablation.study import adjusted, read_study, shipped_studies
+from omnidiff_lite.ablation.study import Budget, adjusted, read_study, shipped_studies
 from omnidiff_lite.artifacts import Artifacts
 from omnidiff_lite.cli import main
 from omnidiff_lite.config import ConfigError, load_preset, to_dict
@@ -329,6 +331,27 @@ def spread():
         return -(position * 0.6180339887 % 1).float()
     yield register
     del ORDERS["spread"]
+
+
+def test_two_studies_at_once_train_a_shared_stage_once(tmp_path, monkeypatch, tiny_preset, tiny_model):
+    """Without a lock both write its log, which neither can read then."""
+    trained, together = [], threading.Barrier(2)
+
+    def run_stage(preset, stage, tokenizers, init, folder, *others, **options):
+        trained.append(folder)
+        time.sleep(0.3)
+        folder.mkdir(parents=True)
+
+    monkeypatch.setattr(training, "run_stage", run_stage)
+    trainer = training.Trainer(Artifacts.of("tiny", tmp_path), tiny_model.tokenizers, progress=False)
+
+    def study() -> list[Path]:
+        together.wait()
+        return trainer.train(Budget(), tiny_preset, 0)
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = (future.result() for future in [pool.submit(study), pool.submit(study)])
+    assert one == other == trained
 
 
 def test_a_new_order_of_decoding_is_one_function(spread):

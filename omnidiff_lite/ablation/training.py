@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from omnidiff_lite.ablation.measures import check_metric, measure
 from omnidiff_lite.ablation.study import Budget, Study, Variant
@@ -99,11 +100,13 @@ class Trainer:
         for stage in budget.stages:
             key = stage_key(preset, stage, seed, budget.causal, self.fingerprint, key)
             folder = self.artifacts.work / "ablation" / "stages" / key
-            if not _finished(folder):
-                init = init or self._start(budget, stage)
-                run_stage(preset, stage, self.tokenizers, init, folder, self.artifacts.cache, seed,
-                          workers=self.workers, resume="auto", progress=self.progress, causal=budget.causal)
-                _finish(folder)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.with_suffix(".lock")):  # another study, run beside this one, may share the stage
+                if not _finished(folder):
+                    init = init or self._start(budget, stage)
+                    run_stage(preset, stage, self.tokenizers, init, folder, self.artifacts.cache, seed,
+                              workers=self.workers, resume="auto", progress=self.progress, causal=budget.causal)
+                    _finish(folder)
             init = folder / "denoiser"
             folders.append(folder)
         return folders
