@@ -215,10 +215,14 @@ class StageConfig:
     evenness: float = 0.0  # a token weighs 1 / answer length ** this: 0 all tokens alike (released), 1 all answers alike
     left_to_right: float = 0.0  # share of the steps, from the first: nothing masked, each token learnt from those before it
     mix: dict[Task, float] = field(default_factory=dict)  # task -> share of the samples
+    weights: dict[Task, float] = field(default_factory=dict)  # task -> factor of its tokens' loss; 1 where not named
 
     def __post_init__(self) -> None:
         within(self, steps=(0, ENDLESS), rows=(1, ENDLESS), learning_rate=(0, ENDLESS), warmup=(0, 1), final=(0, 1),
                evenness=(0, ENDLESS), left_to_right=(0, 1))
+        for task, weight in self.weights.items():
+            if not 0 <= weight < ENDLESS:
+                raise ConfigError(f"weights.{task}: expected at least 0, got {weight:g}")
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,28 @@ def test_each_answer_of_a_conversation_weighs_by_its_own_length():
     assert torch.equal(apart, together) and len(apart.unique()) == 3, "no weight, the long one's, the short one's"
 
 
+def test_a_task_may_weigh_more_than_another():
+    """A word that answers a question about a picture is one token among the hundreds of the other tasks'."""
+    question, reading = toys.sample("text_qa", [1], [2]), toys.sample("asr", [1], [2, 3])
+    row = pack_row([question, reading], [1, 1], 64, pad=toys.VOCABULARY.pad,
+                   context_of_audio=toys.VOCABULARY.context_of_audio)
+    plain, weighed = answer_weights(row, 0.5), answer_weights(row, 0.5, {"text_qa": 6.0})
+    first = torch.from_numpy(row.segment_ids == 0)
+    assert torch.allclose(weighed[first], 6 * plain[first]) and torch.equal(weighed[~first], plain[~first])
+    assert (plain[first] > 0).any() and not weighed[torch.from_numpy(row.segment_ids < 0)].any()
+
+
+def test_task_weights_reach_the_gradient_and_the_fingerprint(tmp_path):
+    losses, weights = {}, {}
+    for name, own in (("plain", {}), ("without", {"training__stage1__weights__asr": 0.0})):
+        log, model = run(tmp_path / name, preset=toys.preset(**own))
+        losses[name], weights[name] = log, model.state_dict()
+    assert losses["plain"]["loss"][0] == losses["without"]["loss"][0], "the figures logged are not weighed"
+    assert any(not torch.equal(a, b) for a, b in zip(weights["plain"].values(), weights["without"].values()))
+    with pytest.raises(CheckpointError, match="weights.asr"):
+        run(tmp_path / "plain", preset=toys.preset(training__stage1__weights__asr=0.0))
+
+
 def test_masks_take_answers_only_and_fewer_tail_pads():
     stream = PackedStream(toys.datasets(), {"text_qa": 1.0}, 64, 300, 0, pad=toys.VOCABULARY.pad,
                           context_of_audio=toys.VOCABULARY.context_of_audio, max_tail_pads=4)

@@ -7,7 +7,7 @@ whether the run was resumed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,10 +81,11 @@ def _times(row: PackedRow, config: TrainingConfig, generator: torch.Generator) -
 
 
 def collate(rows: Sequence[PackedRow], scored: Sequence[Tensor], tasks: Sequence[str], denoiser: DenoiserConfig,
-            evenness: float = 0.0, factors: Sequence[Tensor] | None = None) -> Batch:
+            evenness: float = 0.0, factors: Sequence[Tensor] | None = None,
+            task_weights: Mapping[str, float] = {}) -> Batch:
     """Stack rows; the `scored` positions become the targets, and are hidden from all but a causal denoiser.
 
-    `evenness` as in `StageConfig`. `factors` [length] each: `time_weights`; 1 where not given.
+    `evenness` and `task_weights` as in `StageConfig` (`weights`). `factors` [length] each: `time_weights`; 1 where not given.
     """
     ids, labels, segments, positions = (torch.from_numpy(np.stack([getattr(row, name) for row in rows]))
                                         for name in ("input_ids", "labels", "segment_ids", "position_ids"))
@@ -96,13 +97,14 @@ def collate(rows: Sequence[PackedRow], scored: Sequence[Tensor], tasks: Sequence
     seen = ids if denoiser.is_causal else ids.masked_fill(chosen, denoiser.mask_token_id)
     return Batch(seen, labels.masked_fill(~chosen, IGNORE), segments, positions, frames,
                  torch.stack([_task_ids(row, tasks) for row in rows]),
-                 torch.stack([answer_weights(row, evenness) for row in rows]),
+                 torch.stack([answer_weights(row, evenness, task_weights) for row in rows]),
                  torch.ones(ids.shape) if factors is None else torch.stack(list(factors)),
                  torch.stack([masked_share(row, mask) for row, mask in zip(rows, chosen)]))
 
 
-def answer_weights(row: PackedRow, evenness: float) -> Tensor:
-    """Weight of each position's loss [length]: 1 / answer length ** evenness in an answer, 0 elsewhere.
+def answer_weights(row: PackedRow, evenness: float, task_weights: Mapping[str, float] = {}) -> Tensor:
+    """Weight of each position's loss [length]: 1 / answer length ** evenness in an answer, times the weight of its task
+    (1 unless given); 0 elsewhere.
 
     The length is that of the whole answer with its tail pads, masked or not: answers weigh the same at every time t
     and beside any others in the row, be they of another sample or of another turn of a conversation.
@@ -112,7 +114,8 @@ def answer_weights(row: PackedRow, evenness: float) -> Tensor:
     goes_on[1:] = answers[:-1] & (segments[1:] == segments[:-1])
     answer = (answers & ~goes_on).cumsum(0)
     lengths = torch.bincount(answer[answers], minlength=int(answer.max()) + 1).float()
-    return torch.where(answers, lengths[answer].clamp_min(1) ** -evenness, 0.0)
+    factors = torch.tensor([task_weights.get(task, 1.0) for task in row.tasks] + [0.0])  # segment -1 finds the last
+    return torch.where(answers, factors[segments] * lengths[answer].clamp_min(1) ** -evenness, 0.0)
 
 
 def masked_share(row: PackedRow, masked: Tensor) -> Tensor:

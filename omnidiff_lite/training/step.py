@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from omnidiff_lite.backbone import Denoiser
 from omnidiff_lite.chat import IGNORE
-from omnidiff_lite.config import TrainingConfig
+from omnidiff_lite.config import StageConfig, TrainingConfig
 from omnidiff_lite.diffusion.loss import scored_positions, token_losses
 from omnidiff_lite.training.batches import Batch, choose_scored, collate, derive_seed, time_weights
 from omnidiff_lite.training.feed import Feed
@@ -46,12 +46,12 @@ class Stepper:
     """One optimizer step after the other, each from its number alone."""
 
     def __init__(self, accelerator: Accelerator, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer],
-                 feed: Feed, config: TrainingConfig, evenness: float, seed: tuple[int, int],
+                 feed: Feed, config: TrainingConfig, plan: StageConfig, seed: tuple[int, int],
                  seconds: float = 0.0) -> None:
         """`module`, `optimizers`: as prepared by `accelerator`. `seconds`: of training before this call."""
         self.seconds = seconds
         self.accelerator, self.module, self.optimizers = accelerator, module, optimizers
-        self.feed, self.config, self.evenness, self.seed = feed, config, evenness, seed
+        self.feed, self.config, self.plan, self.seed = feed, config, plan, seed
         self.denoiser = accelerator.unwrap_model(module).denoiser.config
 
     def step(self, step: int, rate: float) -> dict[str, float | None]:
@@ -65,7 +65,7 @@ class Stepper:
                            for chosen in (choose_scored, time_weights))
         size = self.config.micro_rows or len(own)
         batches = [collate([rows[n] for n in part], [scored[n] for n in part], self.feed.tasks, self.denoiser,
-                           self.evenness, [factors[n] for n in part])
+                           self.plan.evenness, [factors[n] for n in part], self.plan.weights)
                    for part in (own[i:i + size] for i in range(0, len(own), size))]
         data_seconds = time.perf_counter() - begun
         # --- Gradient: of the weighted mean over all tokens of the step, whatever the micro-batch ----------------

@@ -100,7 +100,7 @@ def train_stage(preset: Preset, stage: int, denoiser: Denoiser, datasets: Datase
             feeding(stream, own, start, last, out_dir) as feed, \
             tqdm(total=plan.steps, initial=start, desc=f"stage {stage}", unit="step", mininterval=5.0,
                  disable=not (progress and accelerator.is_main_process)) as bar:
-        stepper = Stepper(accelerator, module, optimizers, feed, config, plan.evenness, (seed, stage),
+        stepper = Stepper(accelerator, module, optimizers, feed, config, plan, (seed, stage),
                           log.seconds if log else 0.0)
         for step in range(start, last):
             denoiser.set_causal(twin or step < plan.left_to_right * plan.steps)
@@ -155,12 +155,13 @@ def fingerprint(preset: Preset, stage: int, denoiser: Denoiser, stream: PackedSt
     """What makes a run this run: code, settings, data and the weights it starts from, flat and JSON-plain."""
     training = {key: value for key, value in to_dict(preset.training).items()
                 if not isinstance(value, dict) and key not in HOW}
-    plan = {key: value for key, value in to_dict(stage_config(preset, stage)).items() if key != "mix"}
+    plan = {key: value for key, value in to_dict(stage_config(preset, stage)).items() if key not in ("mix", "weights")}
     start = _digest(tensor for _, tensor in sorted(denoiser.state_dict().items()))
     return ({"stage": stage, "seed": stream.seed, "start": start, "source": source_hash(*SOURCES)}
             | {f"training.{key}": value for key, value in training.items()}
             | {f"training.stage{stage}.{key}": value for key, value in plan.items()}
             | {f"mix.{task}": share for task, share in stream.shares.items()}
+            | {f"weights.{task}": weight for task, weight in stage_config(preset, stage).weights.items()}
             | {f"data.{task}": f"{len(stream.data[task])} samples, {stream.data[task].fingerprint()}"
                for task in stream.tasks}
             | {f"denoiser.{key}": value for key, value in denoiser.config.to_dict().items() if key not in NOTES})
