@@ -34,8 +34,8 @@ def _plan(options: argparse.Namespace) -> None:
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
     preset_arguments(parser)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default cpu)")
-    parser.add_argument("--dtype", help="of the denoiser: bfloat16, float16 or float32 (default: as stored; of random "
-                        "weights bfloat16)")
+    parser.add_argument("--dtype", help="of the denoiser: bfloat16, float16 or float32 (default: bfloat16; of a "
+                        "checkpoint on a CPU as stored)")
     parser.add_argument("--tasks", nargs="+", choices=("t2i", "s2i", "tts"), help="default: t2i tts; of random weights "
                         "all")
     parser.add_argument("--repeats", type=int, default=3, help="of each timing with random weights (default 3)")

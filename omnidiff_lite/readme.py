@@ -62,13 +62,14 @@ def _total(rows: dict[str, dict[str, float]]) -> str:
 
 
 def hardware(written: str, root: Path) -> str:
-    """The machines of the committed runs: the one of most records, and which tables come from another."""
+    """The machines of the committed runs: the one of most records, and which files of records come from another."""
     named = []
     for preset in filter(lambda name: (root / name).exists(), PRESETS):
         tables: dict[str, list[str]] = {}
-        for record in read_records(root / preset / "metrics"):
-            if record.source == "ours":
-                tables.setdefault(record.provenance["hardware"], []).append(record.table)
+        for path in sorted((root / preset / "metrics").glob("*.json")):
+            for record in read_records(path):
+                if record.source == "ours":
+                    tables.setdefault(record.provenance["hardware"], []).append(path.stem)
         first, *others = sorted(tables, key=lambda machine: -len(tables[machine])) or [""]
         named += [f"`{preset}`: {first}"] if first else []
         named += [f"its {', '.join(dict.fromkeys(tables[machine]))}: {machine}" for machine in others]

@@ -26,7 +26,8 @@ from omnidiff_lite.pipeline import OmniDiffusion
 
 def finished_system(preset: Preset, artifacts: Artifacts, device: str | torch.device | None = None,
                     dtype: torch.dtype | str = "auto") -> tuple[OmniDiffusion, Judges]:
-    """What notebooks 02 to 05 made, the denoiser computing in `dtype` ("auto": bfloat16 on a GPU, float32 on a CPU).
+    """What notebooks 02 to 05 made, the denoiser computing in `dtype` ("auto": bfloat16 on a GPU, on a CPU
+    what its config.json names).
 
     `device`: a GPU where there is one, unless named. Raises `MissingArtifact` naming the notebook to run first,
     `CheckpointError` for a judge named in the preset that cannot be read.
@@ -37,8 +38,8 @@ def finished_system(preset: Preset, artifacts: Artifacts, device: str | torch.de
         artifacts.require(artifacts.judges, "02_training_the_tokenizers")
     judges = load_judges(preset, artifacts.judges)  # first: a misspelt name is told at once
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if dtype == "auto":
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    if dtype == "auto" and device.type != "cpu":
+        dtype = torch.bfloat16
     model = OmniDiffusion.from_pretrained(checkpoint, device, dtype=dtype)
     return model, judges.to(model.device)
 
