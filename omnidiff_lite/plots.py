@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,6 +16,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from omnidiff_lite.config import Task
+
 if TYPE_CHECKING:
     from omnidiff_lite.pipeline import Answer
     from omnidiff_lite.vocabulary import Vocabulary
@@ -23,21 +25,31 @@ if TYPE_CHECKING:
 STYLE = {"figure.dpi": 96, "savefig.dpi": 120, "savefig.bbox": "tight", "figure.constrained_layout.use": True, "font.size": 9,
          "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
          "axes.titlesize": 10, "legend.frameon": False}
+TASKS = get_args(Task)
 PALETTE = {"text": "#4c78a8", "special": "#54a24b", "speech": "#e45756", "image": "#f2a900", "mask": "#e6e6e6"}
 
 
 def loss_curves(history: pd.DataFrame, columns: Sequence[str] | None = None, title: str = "",
-                smooth: int = 10, marks: Sequence[float] = ()) -> Figure:
-    """Losses over steps, each as a running mean; `columns` defaults to all that begin with "loss". A grey line at each
-    step of `marks` but 0."""
+                smooth: int = 10, marks: Sequence[float] = (), switches: Sequence[float] = ()) -> Figure:
+    """Losses over steps, each as a running mean; `columns` defaults to all that begin with "loss".
+
+    A task has the same colour in every figure. The axis is logarithmic where no loss is negative, for the first
+    steps would flatten the rest. A grey line at each step of `marks` but 0, dotted at each of `switches`.
+    """
     columns = columns or [c for c in history.columns if c.startswith("loss")]
     figure, axis = plt.subplots(figsize=(6.4, 3))
     for column in columns:
-        values = history[["step", column]].dropna()
-        axis.plot(values["step"], values[column].rolling(smooth, min_periods=1).mean(), label=column, lw=1.4)
-    for mark in filter(None, marks):
-        axis.axvline(mark, color="grey", lw=0.8)
+        values, name = history[["step", column]].dropna(), column.removeprefix("loss_")
+        axis.plot(values["step"], values[column].rolling(smooth, min_periods=1).mean(), label=name, lw=1.2,
+                  color=f"C{TASKS.index(name)}" if name in TASKS else None)
+    for style, steps in (("-", marks), (":", switches)):
+        for step in filter(None, steps):
+            axis.axvline(step, color="grey", lw=0.8, ls=style)
     axis.set(xlabel="step", ylabel="loss", title=title)
+    if (history[columns].min() >= 0).all():
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
     if len(columns) > 1:
         axis.legend(ncol=3, fontsize=8)
     return figure

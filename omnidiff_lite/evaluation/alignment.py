@@ -102,6 +102,12 @@ def read_picture(picture: PIL.Image.Image | None, scene: dict, world: WorldConfi
     return score(picture, Scene.from_dict(scene), world)
 
 
+def marked_captions(pictures: Sequence[PIL.Image.Image | None], samples: Sequence[Sample], world: WorldConfig) -> list[str]:
+    """Each sample's caption, "✓ " before it where its picture has all of it right (`read_picture`), else "✗ "."""
+    right = [read_picture(picture, meta(s, "scene"), world)["all_right"] for picture, s in zip(pictures, samples)]
+    return [f"{'✗✓'[ok]} {meta(s, 'caption')}" for ok, s in zip(right, samples)]
+
+
 def reconstruct(tokenizer: ImageTokenizer, pictures: Sequence[PIL.Image.Image]) -> list[PIL.Image.Image]:
     """Pictures through image tokens and back, some at a time: what a model with perfect tokens would draw."""
     size, device = tokenizer.config.generation_size, next(tokenizer.parameters()).device
