@@ -108,15 +108,21 @@ def decided_at(answer: Answer, vocabulary: Vocabulary) -> np.ndarray:
     return drawn.reshape(int(len(drawn) ** 0.5), -1)
 
 
-def decoding_orders(maps: dict[str, np.ndarray]) -> Figure:
-    """Maps of `decided_at` side by side, by name; one scale for all."""
+def decoding_orders(maps: Mapping[str, np.ndarray], base: str = "") -> Figure:
+    """Maps of `decided_at` side by side, by name, on one scale; or that of `base` alone, and beside it of each other
+    map how many steps later (red) or earlier (blue) a token came."""
     figure, axes = plt.subplots(1, len(maps), figsize=(2.3 * len(maps) + 0.6, 2.5), squeeze=False)
+    changes = {name: steps - maps[base] for name, steps in maps.items() if name != base} if base else {}
     last = max(steps.max() for steps in maps.values())
+    most = max([1.0, *(np.abs(change).max() for change in changes.values())])
     for axis, (name, steps) in zip(axes[0], maps.items()):
-        shown = axis.imshow(steps, cmap="viridis", vmin=0, vmax=last)
+        if name in changes:
+            shown = axis.imshow(changes[name], cmap="RdBu_r", vmin=-most, vmax=most)
+        else:
+            shown = axis.imshow(steps, cmap="viridis", vmin=0, vmax=last)
         axis.set(title=name, xticks=[], yticks=[])
         axis.grid(False)
-    figure.colorbar(shown, ax=axes, label="step")
+    figure.colorbar(shown, ax=axes, label="steps later" if changes else "step")
     return figure
 
 

@@ -14,7 +14,7 @@ from omnidiff_lite.cli import main
 from omnidiff_lite.config import load_preset
 from omnidiff_lite.diffusion.plain import decode_plain
 from omnidiff_lite.evaluation.bench import bench, bench_file, bench_report, bench_table
-from omnidiff_lite.evaluation.decoding import Trials, Way, compare_decoding, decoding_by, with_lengths
+from omnidiff_lite.evaluation.decoding import Compared, Trials, Way, compare_decoding, decoding_by, with_lengths
 from omnidiff_lite.evaluation.exams import EXAMS, Measure
 from omnidiff_lite.evaluation.judges import Judges
 from omnidiff_lite.evaluation.records import read_records
@@ -117,6 +117,17 @@ def test_less_is_better_of_errors():
     assert measure.estimate(few, settings).value == 20 and measure.change(few, many, settings).value == -30
     assert measure.worse(1.0) and not measure.worse(-1.0) and not measure.worse(0.0)
     assert Measure("x", "x").worse(-1.0) and not Measure("x", "x").worse(1.0)
+
+
+def test_a_verdict_says_what_is_shown_and_what_is_not():
+    """Fewer errors are better; one answer of 40 shows nothing; the base is not compared with itself."""
+    base = np.array([1] * 40)
+    ways = {"base": base, "half": base * np.arange(40) % 2, "more": base * (2 + np.arange(40) % 2),
+            "one": np.where(np.arange(40) == 7, 0, base)}
+    items = {name: pd.DataFrame({"errors": errors, "words": 4}) for name, errors in ways.items()}
+    found = Compared("tts", {}, items, pd.DataFrame(), Settings(bootstrap=200))
+    assert found.verdict() == "better: half; worse: more; no difference shown: one"
+    assert found.changes("base").iloc[0, 5:].isna().all()
 
 
 def test_trials_keep_one_base_and_all_that_was_tried(tiny_model, tiny_preset):

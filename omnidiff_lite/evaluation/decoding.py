@@ -175,13 +175,24 @@ class Compared:
         return found
 
     def changes(self, base: str, measure: Measure | None = None) -> pd.DataFrame:
-        """A row a way: label, value, low, high, n, and the change from `base`."""
+        """A row a way: label, value, low, high, n, and the change from `base` (none of its own)."""
         rows = []
         for way in self.items:
-            value, change = self.quality(way, measure), self.change(way, base, measure)
-            rows.append({"label": way, "value": value.value, "low": value.low, "high": value.high, "n": value.n,
-                         "change": change.value, "change_low": change.low, "change_high": change.high})
-        return pd.DataFrame(rows)
+            value = self.quality(way, measure)
+            rows.append({"label": way, "value": value.value, "low": value.low, "high": value.high, "n": value.n})
+            if way != base:
+                change = self.change(way, base, measure)
+                rows[-1] |= {"change": change.value, "change_low": change.low, "change_high": change.high}
+        return pd.DataFrame(rows, columns=["label", "value", "low", "high", "n", "change", "change_low", "change_high"])
+
+    def verdict(self, base: str = BASE, measure: Measure | None = None) -> str:
+        """In words, which ways are better than `base`, which worse, and of which neither is shown."""
+        measure, found = measure or self.measure, {"better": [], "worse": [], "no difference shown": []}
+        for row in self.changes(base, measure).dropna(subset="change").itertuples():
+            shown = row.change_low > 0 or row.change_high < 0
+            kind = "no difference shown" if not shown else "worse" if measure.worse(row.change) else "better"
+            found[kind].append(row.label)
+        return "; ".join(f"{kind}: {', '.join(ways)}" for kind, ways in found.items() if ways)
 
     def table(self, *columns: str, base: str = BASE) -> pd.DataFrame:
         """Cells of text: of each measure in `columns` (none: of the one that decides) the value and its change from
