@@ -73,6 +73,7 @@ TASKS: dict[str, TaskFormat] = {
     "svqa": _task("speech+image", "text+speech", f"{AUDIO}\n{IMAGE}", SVQA_SYSTEM, f"{{answer}}\n{AUDIO}"),
     "s2i": _task("speech", "image", AUDIO, S2I_SYSTEM, IMAGE),
 }
+INSTRUCTIONS = {"asr": (TASKS["asr"].user.splitlines()[0],), "captioning": CAPTION_PROMPTS}  # beside a medium alone
 
 
 @dataclass
@@ -111,6 +112,13 @@ def infer_task(inputs: set[str], outputs: Sequence[str]) -> str | None:
     exact = [name for name in fitting if set(TASKS[name].outputs) == wanted]
     part = [name for name in fitting if wanted < set(TASKS[name].outputs)]
     return next(iter(exact + part), None)
+
+
+def instructed_task(text: str, media: set[str], outputs: Sequence[str]) -> str | None:
+    """The task of these media that `text` is the instruction of, word for word: a recording beside "Convert the speech
+    to text." is recognition. None where it is not, or where it asks for other `outputs`."""
+    fitting = [name for name, task in TASKS.items() if task.inputs == media and set(task.outputs) == set(outputs)]
+    return next((name for name in fitting if text.strip() in INSTRUCTIONS.get(name, ())), None)
 
 
 def task_of(messages: list[dict[str, str]]) -> str:

@@ -12,7 +12,7 @@ from omnidiff_lite.chat import infer_task
 from omnidiff_lite.config import load_preset
 from omnidiff_lite.evaluation.any_to_any import (as_table, cell_shares, evaluate_any_to_any, evaluate_references,
                                                  picture_right, references, words_right)
-from omnidiff_lite.evaluation.combinations import (CELLS, INSTRUCTION, PART, SETS, TRAINED, WORDED, ZERO_SHOT, halved,
+from omnidiff_lite.evaluation.combinations import (CELLS, PART, SETS, TRAINED, ZERO_SHOT, halved,
                                                    instructed, known_as, typed, undefined)
 from omnidiff_lite.evaluation.inpainting import covered, evaluate_inpainting, restored, tokens_kept
 from omnidiff_lite.evaluation.records import Record
@@ -164,26 +164,30 @@ def test_a_request_has_the_inputs_of_its_row_and_the_pipeline_takes_it(key):
         parts = cell.ask(sample, QUICK)
         kinds = {{Text: "text", Image: "image", Speech: "speech"}[type(part)] for part in parts}
         assert kinds == set(key[0].split(" + "))
-        assert read_request(parts, outputs).task == infer_task(kinds, outputs)
+        assert read_request(parts, outputs).task == ("asr" if cell.ask is instructed else infer_task(kinds, outputs))
 
 
 def test_cells_say_what_was_trained():
     known = {key: known_as(*key, PRESET) for key in CELLS}
     assert [key for key, kind in known.items() if kind == TRAINED] == [
         ("text", "text"), ("text", "image"), ("text", "speech"), ("image", "text"), ("speech", "text"),
-        ("speech", "image"), ("speech", "text + speech"), ("text + image", "text"), ("image + speech", "text + speech")]
+        ("speech", "image"), ("speech", "text + speech"), ("text + image", "text"), ("text + speech", "text"),
+        ("image + speech", "text + speech")]
     assert [key for key, kind in known.items() if kind == PART] == [
         ("speech", "speech"), ("image + speech", "text"), ("image + speech", "speech")]
-    assert [key for key, kind in known.items() if kind == WORDED] == [("text + speech", "text")]
     silent = load_preset("smoke", {f"training.stage{i}.mix": {"text_qa": 1.0} for i in (1, 2, 3)})
     assert {key for key in CELLS if known_as(*key, silent) != ZERO_SHOT} == {("text", "text")}
 
 
-def test_the_typed_instruction_is_the_trained_one_under_another_system_turn():
-    sample = samples("asr", "test", 1, 0, WORLD)[0]
-    asked = read_request(instructed(sample, QUICK), ("text",))
-    assert INSTRUCTION in sample.messages[0]["content"] and INSTRUCTION in asked.messages[-1]["content"]
-    assert asked.messages[0]["role"] == "system" != sample.messages[0]["role"]
+def test_a_typed_instruction_beside_its_medium_is_that_task():
+    """The prompt is then the trained one, to the letter, and the answer has that task's length and decoding."""
+    spoken, = samples("asr", "test", 1, 0, WORLD)
+    asked = read_request(instructed(spoken, QUICK), ("text",))
+    assert asked.task == "asr" and asked.messages == spoken.messages[:-1] and asked.text == ""
+    picture = Image(PIL.Image.new("RGB", (8, 8)))
+    assert read_request([Text("What does the image show?"), picture], ("text",)).task == "captioning"
+    assert read_request([Text("what color is the cross"), picture], ("text",)).task == "vqa"
+    assert read_request(instructed(spoken, QUICK), ("speech",)).task is None, "recognition does not speak"
 
 
 def test_halves_make_the_whole_and_typed_questions_are_the_spoken_ones():

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 
-from omnidiff_lite.chat import TASKS, Sample, infer_task
+from omnidiff_lite.chat import INSTRUCTIONS, TASKS, Sample, infer_task
 from omnidiff_lite.config import Preset
 from omnidiff_lite.data.media import load_image_ref, load_speech_ref
 from omnidiff_lite.evaluation.requests import Settings, media_refs, meta, requests_of
@@ -19,7 +19,6 @@ from omnidiff_lite.media import Image, Part, Speech, Text
 from omnidiff_lite.world.voices import parse_speech, speech_ref
 
 SETS = tuple(" + ".join(kinds) for size in (1, 2, 3) for kinds in combinations(("text", "image", "speech"), size))
-INSTRUCTION = TASKS["asr"].user.splitlines()[0]
 
 Ask = Callable[[Sample, Settings], list[Part]]
 
@@ -48,7 +47,7 @@ def halved(sample: Sample, settings: Settings) -> list[Part]:
 
 def instructed(sample: Sample, settings: Settings) -> list[Part]:
     """The instruction that recognition is trained with, typed by the user beside the recording."""
-    return [Text(INSTRUCTION), *as_trained(sample, settings)]
+    return [Text(INSTRUCTIONS["asr"][0]), *as_trained(sample, settings)]
 
 
 def _pictures(sample: Sample, settings: Settings) -> list[Part]:
@@ -103,20 +102,19 @@ def undefined(inputs: str, outputs: str) -> str:
     return "a picture alone asks for words" if inputs == "image" else "inpainting takes its wish in writing alone"
 
 
-TRAINED, PART, WORDED, ZERO_SHOT = "trained", "part of a trained answer", "trained instruction", "zero-shot"
+TRAINED, PART, ZERO_SHOT = "trained", "part of a trained answer", "zero-shot"
 
 
 def known_as(inputs: str, outputs: str, preset: Preset) -> str:
     """What the preset's stages have to do with a cell.
 
     `TRAINED`: they train on it. `PART`: on these inputs, but with text and speech in the answer, of which one is asked
-    for. `WORDED`: on this recording and this instruction, word for word, which here come as the user's speech and text
-    under the system turn of spoken questions. `ZERO_SHOT`: on nothing of the kind.
+    for. `ZERO_SHOT`: on nothing of the kind.
     """
     asked, cell = outputs.split(" + "), CELLS[inputs, outputs]
-    task = infer_task(set(inputs.split(" + ")), asked)
+    task = cell.drawn if cell.ask is instructed else infer_task(set(inputs.split(" + ")), asked)
     stages = (preset.training.stage1, preset.training.stage2, preset.training.stage3)
     mixed = {name for stage in stages for name, share in stage.mix.items() if share > 0}
     if task in mixed:
         return TRAINED if set(TASKS[task].outputs) == set(asked) else PART
-    return WORDED if cell.ask is instructed and cell.drawn in mixed else ZERO_SHOT
+    return ZERO_SHOT

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import PIL.Image
 
-from omnidiff_lite.chat import AUDIO, IMAGE, TASKS, build_messages, compose_messages, infer_task
+from omnidiff_lite.chat import (AUDIO, IMAGE, TASKS, build_messages, compose_messages, infer_task,
+                                instructed_task)
 from omnidiff_lite.media import Image, Part, Speech, Text, Waveform
 
 MODALITIES = ("text", "speech", "image")  # also the order of an answer with several
@@ -37,8 +38,8 @@ def read_request(parts: Sequence[Part], outputs: Sequence[str], task: str | None
     """Load the media and build the messages.
 
     The task is the one of the paper whose inputs and outputs these are; other combinations are asked in the manner of
-    the nearest task. Raises `RequestError` for no input or a task that the inputs do not fit, `MediaError` for a bad
-    file.
+    the nearest task. What a user types beside one medium, word for word the instruction of a task, is that task.
+    Raises `RequestError` for no input or a task that the inputs do not fit, `MediaError` for a bad file.
     """
     parts = [p for p in parts if not isinstance(p, Text) or p.text.strip()]
     if not parts:
@@ -49,7 +50,10 @@ def read_request(parts: Sequence[Part], outputs: Sequence[str], task: str | None
                            "the recording")
     images = [p.load() for p in parts if isinstance(p, Image)]
     speech = [p.load() for p in parts if isinstance(p, Speech)]
-    kinds = ["text"] * bool(text) + ["speech"] * len(speech) + ["image"] * len(images)
+    media = ["speech"] * len(speech) + ["image"] * len(images)
+    if task is None and len(media) == 1 and (task := instructed_task(text, set(media), outputs)):
+        text = ""
+    kinds = ["text"] * bool(text) + media
     task = task or (infer_task(set(kinds), outputs) if len(kinds) == len(set(kinds)) else None)
     if task is None:
         return Request(compose_messages(kinds, outputs, text), None, text, images, speech)
