@@ -52,18 +52,19 @@ COLUMNS |= {f"{name}_minus_base": (f"change: {label}", digits) for name, (label,
 def comparison(records: Iterable[Record], columns: Sequence[str] | None = None) -> pd.DataFrame:
     """A table of text: one row a method, columns grouped by source (two-level header: source, metric).
 
-    `columns`: which metrics, in which order; all by default, in order of appearance. The paper's "Omni-Diffusion"
-    and our "diffusion" share a row. A cell without a record is empty; one with value None shows why. Raises
+    `columns`: which metrics, in which order; all by default, in order of appearance. Where the paper's "Omni-Diffusion"
+    has a row, our "diffusion" stands beside it in that row. A cell without a record is empty; one with value None shows why. Raises
     `ValueError` where two records claim one cell.
     """
     cells: dict[tuple[str, str], dict[str, str]] = {}
     rows: dict[str, None] = {}
+    records = [record for record in records if columns is None or record.column in columns]
+    beside = any(record.row == METHOD for record in records)
     for record in records:
-        if columns is None or record.column in columns:
-            row, cell = row_label(record.row), cells.setdefault((record.source, record.column), {})
-            if row in cell:
-                raise ValueError(f"two records for {record.table} / {record.row} / {record.column} ({record.source})")
-            cell[row], rows[row] = cell_text(record), None
+        row, cell = row_label(record.row, beside), cells.setdefault((record.source, record.column), {})
+        if row in cell:
+            raise ValueError(f"two records for {record.table} / {record.row} / {record.column} ({record.source})")
+        cell[row], rows[row] = cell_text(record), None
     order = {column: i for i, column in enumerate(columns or dict.fromkeys(column for _, column in cells))}
     keys = sorted(cells, key=lambda key: (SOURCES.index(key[0]), order[key[1]]))
     data = {(source, column_label(column)): [cells[source, column].get(row, "") for row in rows]
@@ -93,9 +94,10 @@ def column_label(column: str) -> str:
     return COLUMNS[column][0] if column in COLUMNS else column.replace("_", " ")
 
 
-def row_label(row: str) -> str:
-    """Our "diffusion" is the paper's method; "diffusion: text-to-image, 10 steps" is its row of table 3."""
-    return METHOD if row == "diffusion" else row.removeprefix("diffusion: ")
+def row_label(row: str, beside: bool = False) -> str:
+    """Our "diffusion: text-to-image, 10 steps" is the paper's row "text-to-image, 10 steps", and our "diffusion" its
+    method where they stand `beside` each other."""
+    return METHOD if beside and row == "diffusion" else row.removeprefix("diffusion: ")
 
 
 def to_markdown(frame: pd.DataFrame) -> str:
