@@ -93,7 +93,7 @@ def full_size(written: str, root: Path) -> str:
     frame, made = beside_paper(records), records[0].provenance
     shown = pd.DataFrame({
         "answer": frame.index, "unit": frame["unit"], "paper (ICML)": frame["paper (ICML)"].map("{:.2f}".format),
-        "this kit [95 %]": [f"{r.ours:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in frame.itertuples()],
+        "this kit [range]": [f"{r.ours:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in frame.itertuples()],
         "least possible": frame[["floor: bytes", "floor: FLOPs"]].max(axis=1).map("{:.2f}".format),
         "GiB": frame["peak GiB"].map("{:.1f}".format)})
     libraries = ", ".join(f"{name} {made['libraries'][name]}" for name in ("torch", "transformers"))

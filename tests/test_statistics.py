@@ -146,6 +146,11 @@ def test_a_median_ignores_one_slow_run():
     assert median_interval([1.0, 1.1, 1.2, 1.1, 60.0]).value == pytest.approx(1.1)
 
 
+def test_a_median_of_few_has_their_range():
+    estimate = median_interval([3.0, 1.0, 2.0])
+    assert (estimate.low, estimate.value, estimate.high) == (1.0, 2.0, 3.0)
+
+
 def test_seeds_use_students_t():
     estimate = seed_interval([1.0, 2.0, 3.0])
     assert estimate.value == 2 and estimate.high - 2 == pytest.approx(4.303 / np.sqrt(3), rel=1e-3)

@@ -161,8 +161,14 @@ def difference_interval(a: ArrayLike, b: ArrayLike, statistic: Statistic, **how:
 
 
 def median_interval(values: ArrayLike, *, samples: int = 1000, level: float = LEVEL, seed: int = 0) -> Estimate:
-    """Median, for timings: one slow run does not move it."""
+    """Median, for timings: one slow run does not move it.
+
+    The interval is a percentile bootstrap's; of fewer than six values it is their range, which holds the median in
+    1 - 2 ** (1 - n) of all cases: 75 % at n = 3, 94 % at n = 5.
+    """
     values = np.asarray(values, dtype=np.float64)
+    if len(values) < 6:
+        return Estimate(float(np.median(values)), float(values.min()), float(values.max()), len(values))
     draws = np.random.default_rng(seed).choice(values, size=(samples, len(values)))
     tail = (1 - level) / 2
     low, high = np.quantile(np.median(draws, axis=1), [tail, 1 - tail])
