@@ -116,6 +116,8 @@ def test_few_differing_answers_prove_nothing():
     base = np.array([0] * 20 + [1] * 46)
     ends = [paired_difference(np.where(np.arange(66) < mended, 1, base), base).low for mended in range(12)]
     assert ends == sorted(ends) and ends[5] < 0 < ends[6]
+    five = np.where(np.arange(66) < 5, 1, base)
+    assert paired_difference(five, base, groups=range(66)).low == ends[5], "a group of one is no group"
 
 
 def test_the_interval_of_a_rare_difference_covers():

@@ -136,7 +136,8 @@ def paired_difference(a: ArrayLike, b: ArrayLike, words_a: ArrayLike | None = No
              for x, words in ((a, words_a), (b, words_b))]
     estimate = difference_interval(*sides, ratio, **how)
     plain = words_a is None and words_b is None and np.isin([a, b], (0, 1)).all()
-    if plain and how.get("groups") is None and (a != b).sum() < FEW:
+    groups = how.get("groups")
+    if plain and (groups is None or len(set(groups)) == len(a)) and (a != b).sum() < FEW:
         return _adjusted_wald(estimate, a, b, how.get("level", LEVEL))
     return _exact(estimate, (-1, 1), np.ones(len(a), bool), **how) if plain else estimate
 
