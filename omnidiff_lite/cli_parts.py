@@ -134,6 +134,7 @@ def _train(options: argparse.Namespace) -> None:
 
     from omnidiff_lite.artifacts import Artifacts
     from omnidiff_lite.data.sources import open_samples
+    from omnidiff_lite.pipeline.settings import check_decodings
     from omnidiff_lite.provenance import config_hash, provenance
     from omnidiff_lite.training.launch import Expected
     from omnidiff_lite.training.processes import is_first
@@ -141,6 +142,7 @@ def _train(options: argparse.Namespace) -> None:
     from omnidiff_lite.weights import write_json
 
     started, preset = time.time(), load(options)
+    check_decodings(preset)
     artifacts = Artifacts.of(preset.name)
     before = ("", "03_stage1_vision_language", "04_stage2_speech_vision_language")[options.stage - 1]
     init = options.init

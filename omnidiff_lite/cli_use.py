@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +127,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     join()
     started, preset, changes = time.time(), load(options), overrides(options)
-    decoding = _decoding(changes, options.task, preset)
+    decoding = _decoding(changes, options.task)
     model, judges = finished_system(preset, Artifacts.of(preset.name))
     if options.data:
         items = read_samples(options.data)[:options.items or None]
@@ -142,11 +141,11 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(write_records(options.out, with_provenance(records, origin)))
 
 
-def _decoding(changes: dict[str, Any], task: str, preset: Any) -> dict[str, Any]:
+def _decoding(changes: dict[str, Any], task: str) -> dict[str, Any]:
     """Those of `changes` that are settings of decoding. Raises `ConfigError` for a wrong one, and for a change that a
     finished checkpoint's evaluation would not notice."""
-    from omnidiff_lite.ablation.decoding import check_decoding
     from omnidiff_lite.config import ConfigError
+    from omnidiff_lite.pipeline.settings import check_decoding
 
     own = f"decoding.{task}."
     for key in changes:
@@ -154,7 +153,7 @@ def _decoding(changes: dict[str, Any], task: str, preset: Any) -> dict[str, Any]
             raise ConfigError(f"{key} has no effect on evaluating {task}: change keys of evaluation, world, judges or "
                               f"decoding.{task}")
     decoding = {key.removeprefix(own): value for key, value in changes.items() if key.startswith(own)}
-    check_decoding(task, decoding, replace(preset, decoding={}))
+    check_decoding(task, decoding)
     return decoding
 
 

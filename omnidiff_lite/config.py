@@ -251,7 +251,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         within(self, length=(1, ENDLESS), gamma=(0, 1), max_tail_pads=(0, ENDLESS), weight_decay=(0, ENDLESS),
-               clip=(0, ENDLESS), processes=(1, ENDLESS), micro_rows=(0, ENDLESS), checkpoint_every=(1, ENDLESS))
+               processes=(1, ENDLESS), micro_rows=(0, ENDLESS), checkpoint_every=(1, ENDLESS))
+        if not 0 < self.clip < ENDLESS:
+            raise ConfigError(f"clip: expected more than 0, the largest norm of a gradient, got {self.clip:g}")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import PIL.Image
 import PIL.ImageOps
 
 MIN_SECONDS, MAX_SECONDS = 0.1, 30.0
+MAX_CHANNELS = 64  # more are samples, and the array the wrong way round
 
 
 class MediaError(ValueError):
@@ -147,6 +148,8 @@ def load_waveform(source: str | Path | Waveform | tuple[np.ndarray, int] | io.By
     name = source if isinstance(source, (str, Path)) else "the recording"
     samples, rate = _samples(source, name)
     samples = samples.astype(np.float32)
+    if samples.ndim > 2 or (samples.ndim == 2 and samples.shape[1] > MAX_CHANNELS):
+        raise MediaError(f"{name}: samples of shape {list(samples.shape)}; give [n] or [n, channels]")
     if samples.ndim == 2:
         samples = samples.mean(axis=1)
     wave = Waveform(np.ascontiguousarray(samples), int(rate))

@@ -22,10 +22,11 @@ import nbformat
 
 from omnidiff_lite.ablation.study import shipped_studies
 from omnidiff_lite.artifacts import CLONE, Artifacts
-from omnidiff_lite.config import Preset, load_preset
+from omnidiff_lite.config import Preset, load_preset, preset_names
 from omnidiff_lite.freshness import Step, digest, outputs, read_stamp, stale, stamp_path, step_key
 from omnidiff_lite.measure import PeakMemory
 from omnidiff_lite.notebook import check_parameters
+from omnidiff_lite.pipeline.settings import check_decodings
 from omnidiff_lite.tokenizers import Tokenizers
 from omnidiff_lite.training.log import read_log
 from omnidiff_lite.vocabulary import Vocabulary
@@ -74,6 +75,8 @@ def reproduce(preset_name: str, seed: int = 0, only: list[str] | None = None, fo
     that fails, or for tokenizers of other sizes than the preset's.
     """
     preset = load_preset(preset_name)
+    check_decodings(preset)
+    named = preset_name if preset_name in preset_names() else str(Path(preset_name).resolve())  # kernels run elsewhere
     artifacts = Artifacts.of(preset.name, root)
     folder = folder or CLONE / "notebooks"
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two spinning threads on two cores starve the kernel
@@ -84,7 +87,7 @@ def reproduce(preset_name: str, seed: int = 0, only: list[str] | None = None, fo
         raise RoadError(f"--tokenizers takes the place of {_maker(TOKENIZERS)}, the one notebook asked for: leave one "
                         "of the two out")
     for number, step in enumerate(steps, 1):
-        rows.append(_run_step(step, preset, seed, artifacts, folder, force, f"{number:>2}/{len(steps)}"))
+        rows.append(_run_step(step, preset, named, seed, artifacts, folder, force, f"{number:>2}/{len(steps)}"))
         if publish:
             _publish(artifacts.notebooks / f"{step.name}.ipynb", folder / f"{step.name}.ipynb",
                      {"preset": preset.name, "seed": seed})
@@ -123,7 +126,7 @@ def _maker(need: str) -> str:
 
 # --- one step -------------------------------------------------------------------------------------------------------
 
-def _run_step(step: Step, preset: Preset, seed: int, artifacts: Artifacts, folder: Path, force: bool,
+def _run_step(step: Step, preset: Preset, named: str, seed: int, artifacts: Artifacts, folder: Path, force: bool,
               label: str) -> dict[str, Any]:
     source = folder / f"{step.name}.ipynb"
     if not source.exists():
@@ -140,18 +143,18 @@ def _run_step(step: Step, preset: Preset, seed: int, artifacts: Artifacts, folde
     for made in step.makes if force else ():  # or a finished training would only be loaded
         shutil.rmtree(artifacts.dir / made, ignore_errors=True)
     started, before = time.time(), _training_seconds(step, artifacts)
-    row = _execute(step, source, preset, seed, artifacts, label)
+    row = _execute(step, source, named, seed, artifacts, label)
     row["minutes"] = round(row["minutes"] + _resumed(before, _training_seconds(step, artifacts)) / 60, 2)
     row |= {"key": key, "outputs": {made: digest(artifacts.dir / made) for made in outputs(step, artifacts, started)}}
     write_json(stamp_path(artifacts, step), row)
     return row
 
 
-def _execute(step: Step, source: Path, preset: Preset, seed: int, artifacts: Artifacts, label: str) -> dict[str, Any]:
+def _execute(step: Step, source: Path, preset: str, seed: int, artifacts: Artifacts, label: str) -> dict[str, Any]:
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    given = {"preset": preset.name, "seed": seed}
+    given = {"preset": preset, "seed": seed}
     check_parameters(declared_parameters(source), given)
     partial, final = (artifacts.notebooks / f"{step.name}{suffix}.ipynb" for suffix in (".partial", ""))
     started = time.time()

@@ -312,7 +312,7 @@ def test_released_and_paper_settings():
     {"length": 0}, {"steps": 0}, {"algorithm": "maskgit"}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_k": 0},
     {"eps": 1.0}, {"repetition_penalty": 0.0}, {"position_penalty": 0.0}, {"position_penalty_mode": "late"},
     {"position_free": -1}, {"prefill": {1.0: 5}}, {"guidance_alignment": "left"}, {"block_length": 0},
-    {"threshold": 0.5, "algorithm": "random"}, {"confidence_temperature": -1.0}, {"cache": "fifo"},
+    {"threshold": 0.5, "algorithm": "random"}, {"threshold": 0.5}, {"confidence_temperature": -1.0}, {"cache": "fifo"},
     {"cache": "dual", "algorithm": "random"}, {"cache_refresh": 0}, {"entropy_bound": -0.1},
     {"entropy_bound": 0.1, "algorithm": "random"}, {"schedule": "sine"}, {"head": "half"}, {"early_stop": 1},
 ])

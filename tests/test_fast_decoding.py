@@ -110,7 +110,7 @@ def test_histories_are_sequences(model):
 
 
 @pytest.mark.parametrize("changes", [
-    {"cache": "dual"}, {"threshold": 0.5}, {"entropy_bound": 1.0}, {"early_stop": True}])
+    {"cache": "dual"}, {"threshold": 0.5, "algorithm": "confidence"}, {"entropy_bound": 1.0}, {"early_stop": True}])
 def test_the_plain_decoder_refuses_what_the_release_lacks(model, changes):
     with pytest.raises(ConfigError, match="plain decoder"):
         decode_plain(model, prompts(4), DecodingConfig(length=4, **changes))

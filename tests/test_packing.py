@@ -11,6 +11,7 @@ import toys
 
 from omnidiff_lite.data.packing import (
     WINDOW, PackedRow, PackedStream, PackingError, efficiency, first_fit, pack_row)
+from omnidiff_lite.data.samples import InMemory
 
 PAD, AUDIO = toys.VOCABULARY.pad, toys.VOCABULARY.context_of_audio
 IDS = {"pad": PAD, "context_of_audio": AUDIO}
@@ -160,6 +161,26 @@ def test_samples_too_long_are_left_out_and_counted():
 def test_a_mix_that_cannot_be_drawn_is_refused(mix, message):
     with pytest.raises(PackingError, match=message):
         stream(mix=mix)
+
+
+class Unmeasured(InMemory):
+    """Samples whose lengths are known only once they are read."""
+
+    def __init__(self, samples):
+        super().__init__(samples)
+        self.known, self.lengths = self.lengths, None
+
+    def measure(self, numbers, pad):
+        return self.known[np.asarray(numbers)], np.zeros(len(numbers), bool)
+
+
+def test_samples_that_turn_out_too_long_end_the_run_not_hang_it():
+    packed = PackedStream({"text_qa": Unmeasured(toys.copying(3 * WINDOW))}, {"text_qa": 1}, 4, 4, 0, **IDS)
+    with pytest.raises(PackingError, match="none of the samples of text_qa fits a row of 4 tokens"):
+        packed.batch(0)
+    one = Unmeasured(toys.copying(3 * WINDOW - 1) + [toys.sample("text_qa", [], [2])])
+    rows = PackedStream({"text_qa": one}, {"text_qa": 1}, 4, 4, 0, max_tail_pads=0, **IDS).batch(0)
+    assert [row.tasks for row in rows] == [("text_qa",)] * 4, "the one that fits comes once an epoch"
 
 
 def test_a_row_too_short_for_every_sample_is_refused():

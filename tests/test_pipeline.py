@@ -212,6 +212,9 @@ def test_the_token_mask_is_cut_like_the_picture():
         token_mask(mask, (64, 64), 64, 16)
     with pytest.raises(RequestError, match="covers nothing"):
         token_mask(np.zeros((64, 64), bool), (64, 64), 64, 16)
+    hair = np.zeros((1024, 1024), bool)
+    hair[512, 300] = True  # one pixel of a picture that shrinks sixteenfold
+    assert token_mask(hair, (1024, 1024), 64, 16).nonzero().tolist() == [[2, 1]]
 
 
 @pytest.mark.parametrize("inputs, options, error, words", [

@@ -12,11 +12,11 @@ import yaml
 
 from omnidiff_lite import reproduce as road
 from omnidiff_lite.artifacts import CLONE, Artifacts, MissingArtifact
+from omnidiff_lite.config import ConfigError, load_preset
 from omnidiff_lite.evaluation.aims import AIMS
 from omnidiff_lite.freshness import PACKAGE, code_used
 from omnidiff_lite.notebook import ParameterError, begin, check_parameters, parse_overrides
 from omnidiff_lite.provenance import provenance
-from omnidiff_lite.config import load_preset
 from omnidiff_lite.tokenizers import Tokenizers
 
 PARAMETERS = 'preset: str = "smoke"  # which sizes\nseed: int = 0  # of everything random\noverrides: str = ""'
@@ -53,6 +53,16 @@ def test_a_published_notebook_shows_the_run_that_its_parameters_name(two_noteboo
     capsys.readouterr()
     run(seed=3)
     assert capsys.readouterr().out.count("up to date") == 2, "publishing is no change"
+
+
+def test_a_preset_of_ones_own_is_found_by_every_kernel(two_notebooks, monkeypatch):
+    _, folder, home = two_notebooks
+    (home / "mine.yaml").write_text("denoiser: {hidden_size: 64}")
+    monkeypatch.chdir(home)
+    write_notebook(folder / "01_make.ipynb", "from omnidiff_lite.notebook import begin\nrun = begin(globals())",
+                   "(run.artifacts.work / 'number.txt').write_text(str(run.preset.denoiser.hidden_size))")
+    road.reproduce("mine.yaml", root=home / "results", folder=folder, only=["01"])
+    assert (home / "results" / "mine" / "work" / "number.txt").read_text() == "64"
 
 
 def test_minutes_count_the_training_that_was_resumed(tmp_path):
@@ -171,7 +181,12 @@ def test_begin_finds_a_misspelt_injected_parameter(tmp_path, monkeypatch):
     assert begin(dict(cell)).seed == 1
     with pytest.raises(ParameterError, match="stepz"):
         begin({**cell, "stepz": 3})
-    assert begin({**cell, "overrides": "training.gamma=0.3"}).preset.training.gamma == 0.3
+    changed = begin({**cell, "overrides": "training.gamma=0.3"})
+    assert changed.preset.training.gamma == 0.3
+    left = json.loads((changed.artifacts.dir / "config.json").read_text())
+    assert left["training"]["gamma"] == 0.6, "the preset's records stay those of its own configuration"
+    with pytest.raises(ConfigError, match="stepz"):
+        begin({**cell, "overrides": "decoding.t2i.stepz=3"})
     with pytest.raises(ParameterError, match="write key=value"):
         parse_overrides("training.gamma")
 

@@ -325,6 +325,13 @@ def test_the_causal_twin_predicts_every_answer_token_and_hides_none(tmp_path, st
     assert not (batch(model, toys.copying(2)).input_ids == toys.VOCABULARY.mask).any()
 
 
+def test_validation_leaves_out_what_training_does():
+    model, short = toys.denoiser(), toys.copying(9)
+    long = toys.sample("text_qa", [1] * 70, [2])
+    table = validate(toys.preset(), model, {"text_qa": [*short, long]})
+    assert table.equals(validate(toys.preset(), model, {"text_qa": short})) and table["samples"].tolist() == [9]
+
+
 def test_validation_uses_the_same_masks_every_time():
     model, data = toys.denoiser(), {"asr": toys.hearing(9), "text_qa": toys.copying(9)}
     first, again = (validate(toys.preset(), model, data, rows=rows) for rows in (8, 8))

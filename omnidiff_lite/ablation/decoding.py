@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from omnidiff_lite.ablation.measures import Sums, check_metric, measure
 from omnidiff_lite.ablation.study import Study, Variant
 from omnidiff_lite.config import ConfigError, Preset
-from omnidiff_lite.diffusion.settings import DecodingConfig
 from omnidiff_lite.evaluation.judges import Judges
 from omnidiff_lite.pipeline import OmniDiffusion
-from omnidiff_lite.pipeline.settings import STYLES, AnswerLengths
+from omnidiff_lite.pipeline.settings import AnswerLengths, check_decoding
 from omnidiff_lite.strict import from_dict, to_dict
 from omnidiff_lite.vocabulary import Vocabulary
 
 LENGTHS = "lengths."
-_OWN = ("length", "seed", "allowed_ids", "guidance_prompt_ids")  # what the pipeline itself gives to each request
 
 
 def check(study: Study, variant: Variant, preset: Preset) -> None:
@@ -28,21 +26,7 @@ def check(study: Study, variant: Variant, preset: Preset) -> None:
         raise ConfigError("latency_s needs budget.timed, the number of answers to time")
     decoding, lengths = split(variant.settings, Vocabulary.released())
     from_dict(AnswerLengths, lengths)
-    check_decoding(study.task, decoding, preset)
-
-
-def check_decoding(task: str, changes: Mapping[str, Any], preset: Preset) -> None:
-    """Raises `ConfigError` for an unknown field of `DecodingConfig`, a wrong type, a value out of range, or one that
-    the pipeline itself gives to each request."""
-    changes = dict(changes)
-    style = changes.pop("style", STYLES[0])
-    if style not in STYLES:
-        raise ConfigError(f"style: {style!r} is none of {', '.join(STYLES)}")
-    for key in changes.keys() & set(_OWN):
-        raise ConfigError(f"{key}: given by the pipeline to each request; it cannot be set for all")
-    own = preset.decoding.get(task, {}) if style == "paper" else {}
-    config = getattr(DecodingConfig, style)(task).replace(**own)
-    from_dict(DecodingConfig, {f.name: getattr(config, f.name) for f in fields(DecodingConfig)} | changes)
+    check_decoding(study.task, decoding, preset.decoding.get(study.task, {}))
 
 
 def run(study: Study, variant: Variant, seed: int, model: OmniDiffusion, judges: Judges, preset: Preset

@@ -35,7 +35,7 @@ from omnidiff_lite.weights import write_json
 # The code that decides a cell's numbers, beside what decides a training step.
 SOURCES = ("ablation/decoding.py", "ablation/measures.py", "ablation/training.py", "adapters.py", "backbone.py",
            "autoregression.py", "diffusion/*.py", "pipeline/*.py", "evaluation/*.py", "world/*.py", "tokenizers/*.py",
-           *training.SOURCES)
+           "chat.py", "vocabulary.py", "media.py", "data/*.py", *training.SOURCES)
 
 
 @dataclass(frozen=True)

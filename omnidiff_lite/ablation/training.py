@@ -27,6 +27,7 @@ from omnidiff_lite.artifacts import Artifacts
 from omnidiff_lite.backbone import Denoiser
 from omnidiff_lite.chat import IGNORE, ChatEncoder
 from omnidiff_lite.config import ConfigError, Preset, load_preset, to_dict
+from omnidiff_lite.data import encode
 from omnidiff_lite.data.packing import pack_all
 from omnidiff_lite.evaluation.judges import load_judges
 from omnidiff_lite.pipeline import AnswerLengths, OmniDiffusion, settings_of
@@ -42,6 +43,7 @@ from omnidiff_lite.weights import write_json
 LOSSES = ("loss", "masked_loss")
 DECIDES = ("world", "text_tokenizer", "image_tokenizer", "speech_encoder", "speech_tokenizer", "denoiser")
 DONE = "done.json"
+MADE_BY = (*SOURCES, *encode.SOURCES)  # the code of a stage and of its data
 
 
 def preset_of(variant: Variant, preset: str | Path, overrides: dict[str, Any]) -> Preset:
@@ -195,12 +197,12 @@ def training_seconds(folder: Path) -> float:
 def _finished(folder: Path) -> bool:
     """Whether a stage was trained to its end, by the code as it is."""
     note = folder / DONE
-    return note.exists() and json.loads(note.read_text())["source"] == source_hash(*SOURCES)
+    return note.exists() and json.loads(note.read_text())["source"] == source_hash(*MADE_BY)
 
 
 def _finish(folder: Path) -> None:
     """Note that the stage is done; its optimizer states are needed no more."""
-    write_json(folder / DONE, {"source": source_hash(*SOURCES)})
+    write_json(folder / DONE, {"source": source_hash(*MADE_BY)})
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 

@@ -143,6 +143,7 @@ class PackedStream:
         self.shares = _shares(mix)
         self.tasks = tuple(self.shares)
         self.data = {task: self._fitting(task, as_samples(datasets.get(task, []))) for task in self.tasks}
+        self._epoch = 1 + max(int(len(self.data[task]) / (WINDOW * share)) for task, share in self.shares.items())  # windows
         self._first, self._rows_until = 0, [0]  # from window `_first` on: the rows in the windows before each
         self._window = functools.lru_cache(maxsize=4)(self._plan)
         self._order = functools.lru_cache(maxsize=2 * len(self.tasks))(self._permutation)
@@ -198,6 +199,9 @@ class PackedStream:
         while self._rows_until[-1] <= number:
             planned = self._window(self._first + len(self._rows_until) - 1)
             self._rows_until.append(self._rows_until[-1] + len(planned))
+            if len(self._rows_until) > self._epoch and self._rows_until[-1] == self._rows_until[-1 - self._epoch]:
+                raise PackingError(f"none of the samples of {', '.join(self.tasks)} fits a row of {self.length} tokens: "
+                                   "a whole epoch made no row; raise training.length")
         window = bisect_right(self._rows_until, number) - 1
         return self._first + window, number - self._rows_until[window]
 

@@ -67,6 +67,8 @@ class DecodingConfig:
                "at least 1, or None")
         _check("threshold", self.threshold is None or self.algorithm != "random", self.threshold,
                "None with the random algorithm, which has no order")
+        _check("threshold", self.threshold is None or self.threshold <= 0 or self.algorithm != "entropy", self.threshold,
+               "at most 0 with the entropy algorithm, whose sureness is a negative number; or another algorithm")
         _check("entropy_bound", self.entropy_bound is None or (self.entropy_bound >= 0 and self.algorithm != "random"),
                self.entropy_bound, "at least 0, or None; None with the random algorithm, which has no order")
         _check("confidence_temperature", self.confidence_temperature >= 0, self.confidence_temperature, "at least 0")

@@ -86,7 +86,8 @@ def with_provenance(records: Iterable[Record], provenance: dict[str, Any]) -> li
 def over_seeds(runs: Iterable[Iterable[Record]]) -> list[Record]:
     """Records of several runs merged cell by cell: mean and t-interval over the runs, `n` = number of runs.
 
-    A cell that any run lacks is missing in the result, with that run's reason. `provenance` is the first run's.
+    A cell that any run files as missing is missing in the result, for that run's reason; one that a run does not file
+    at all is of the others. `provenance` is the first run's.
     """
     cells: dict[tuple[str, str, str, str], list[Record]] = defaultdict(list)
     for run in runs:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TraceStep:
-    """The canvas after one step: `ids` [N], which positions this step `decided` bool [N], and how sure it was [N]."""
+    """The canvas after one step: `ids` [N], which positions this step `decided` bool [N], and how sure
+    of each position the step was that decided it, whichever that was [N]."""
 
     ids: np.ndarray
     decided: np.ndarray

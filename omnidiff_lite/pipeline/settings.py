@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from omnidiff_lite.chat import IGNORE, TASKS, ChatEncoder, build_messages
-from omnidiff_lite.config import ConfigError
+from omnidiff_lite.config import ConfigError, Preset
 from omnidiff_lite.diffusion.canvas import Canvas, Span, answer_canvas
 from omnidiff_lite.diffusion.guidance import unconditional_prompt
 from omnidiff_lite.diffusion.settings import DecodingConfig
+from omnidiff_lite.strict import from_dict
 from omnidiff_lite.tokenizers.mel import TOKENS_PER_SECOND
 from omnidiff_lite.tokenizers.text import encode_text
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 Decoding = Mapping[str, Any] | str | None  # a style, or fields of DecodingConfig with perhaps "style" among them
 STYLES = ("paper", "released")
+_OWN = ("length", "seed", "allowed_ids", "guidance_prompt_ids")  # what the pipeline itself gives to each request
 FRAME_SECONDS = 0.06  # of one frame of user speech
 QUERY_FRAMES = 4  # in front of them
 SHORTEST = 4  # masks
@@ -108,6 +110,25 @@ class SystemSettings:
     style: Literal["paper", "released"] = "paper"  # of decoding, where a call names none
     note: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def check_decoding(task: str, changes: Mapping[str, Any], own: Mapping[str, Any] = {}) -> None:
+    """Raises `ConfigError` for an unknown field of `DecodingConfig`, a wrong type, a value out of range, or one that
+    the pipeline itself gives to each request. `own`: a system's settings of the task, which `changes` change."""
+    changes = dict(changes)
+    style = changes.pop("style", STYLES[0])
+    if style not in STYLES:
+        raise ConfigError(f"style: {style!r} is none of {', '.join(STYLES)}")
+    for key in changes.keys() & set(_OWN):
+        raise ConfigError(f"{key}: given by the pipeline to each request; it cannot be set for all")
+    config = getattr(DecodingConfig, style)(task).replace(**own if style == STYLES[0] else {})
+    from_dict(DecodingConfig, {f.name: getattr(config, f.name) for f in fields(DecodingConfig)} | changes)
+
+
+def check_decodings(preset: Preset) -> None:
+    """`check_decoding` of what a preset says of each task: before a training, not at the first answer after it."""
+    for task, changes in preset.decoding.items():
+        check_decoding(task, changes)
 
 
 def answer_canvas_of(settings: SystemSettings, tokenizers: Tokenizers, request: Request, outputs: Sequence[str],

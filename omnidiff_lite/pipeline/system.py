@@ -31,7 +31,7 @@ from omnidiff_lite.pipeline.requests import MODALITIES, Request, RequestError, r
 from omnidiff_lite.pipeline.settings import (WORLD_NOTE, Decoding, SystemSettings, answer_canvas_of, decoding_config,
                                              decoding_style, image_side, newline_id)
 from omnidiff_lite.tokenizers import Tokenizers
-from omnidiff_lite.tokenizers.image import prepare
+from omnidiff_lite.tokenizers.image import centre_square, prepare
 from omnidiff_lite.weights import CheckpointError, write_json
 
 
@@ -227,8 +227,8 @@ def token_mask(mask: np.ndarray | PIL.Image.Image, image_size: tuple[int, int], 
     if mask.size != image_size:
         raise RequestError(f"the mask is {mask.size[0]} x {mask.size[1]} pixels, the picture {image_size[0]} x "
                            f"{image_size[1]}: give a mask of the picture's size")
-    pixels = prepare(mask.convert("L").convert("RGB"), size)[0] > 0
-    hidden = pixels.view(size // factor, factor, size // factor, factor).any(3).any(1)
+    covered = centre_square(mask.convert("L").convert("F"), size, PIL.Image.Resampling.BOX)  # F: a hair's breadth counts
+    hidden = (torch.from_numpy(np.array(covered)) > 0).view(size // factor, factor, size // factor, factor).any(3).any(1)
     if not hidden.any():
         raise RequestError("the mask covers nothing that is left after cutting the picture square: nothing to redraw")
     return hidden

@@ -101,12 +101,16 @@ def prepare(image: PIL.Image.Image, size: int) -> Tensor:
 
     Rounding as in the released transform: the longer side is truncated, the crop offset rounded half to even.
     """
-    image = image.convert("RGB")
+    image = centre_square(image.convert("RGB"), size, PIL.Image.Resampling.BICUBIC)
+    return (torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255 - 0.5) / 0.5
+
+
+def centre_square(image: PIL.Image.Image, size: int, resampling: PIL.Image.Resampling) -> PIL.Image.Image:
+    """The centre square of a picture, `size` x `size`, by the rule of `prepare`."""
     shorter = min(image.size)
     width, height = (int(size * side / shorter) for side in image.size)
     left, top = round((width - size) / 2), round((height - size) / 2)
-    image = image.resize((width, height), PIL.Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
-    return (torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255 - 0.5) / 0.5
+    return image.resize((width, height), resampling).crop((left, top, left + size, top + size))
 
 
 def to_image(pixels: Tensor) -> PIL.Image.Image:

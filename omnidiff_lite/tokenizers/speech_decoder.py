@@ -93,7 +93,7 @@ class SpeechDecoder(nn.Module):
         ids = ids.long()
         if ids.min() < 0 or ids.max() >= self.config.codes:
             raise ValueError(f"speech token ids {int(ids.min())}..{int(ids.max())}: expected 0..{self.config.codes - 1}"
-                             "; subtract the vocabulary's offset with `Vocabulary.speech_codes`")
+                             "; subtract the vocabulary's offset with `Vocabulary.codes_of_speech`")
         return ids
 
     def _noise(self, frames: int, seed: int) -> Tensor:

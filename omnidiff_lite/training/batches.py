@@ -90,16 +90,17 @@ def collate(rows: Sequence[PackedRow], scored: Sequence[Tensor], tasks: Sequence
     ids, labels, segments, positions = (torch.from_numpy(np.stack([getattr(row, name) for row in rows]))
                                         for name in ("input_ids", "labels", "segment_ids", "position_ids"))
     chosen = torch.stack(list(scored))
-    frames = torch.zeros(*ids.shape, max(row.frames.shape[1] for row in rows))
+    frames = torch.zeros(*ids.shape, denoiser.speech_dim)
     for number, row in enumerate(rows):
         if len(row.frames):
             frames[number, row.frame_positions] = torch.from_numpy(row.frames).float()
-    seen = ids if denoiser.is_causal else ids.masked_fill(chosen, denoiser.mask_token_id)
+    hidden = torch.zeros_like(chosen) if denoiser.is_causal else chosen
+    seen = ids.masked_fill(hidden, denoiser.mask_token_id)
     return Batch(seen, labels.masked_fill(~chosen, IGNORE), segments, positions, frames,
                  torch.stack([_task_ids(row, tasks) for row in rows]),
                  torch.stack([answer_weights(row, evenness, task_weights) for row in rows]),
                  torch.ones(ids.shape) if factors is None else torch.stack(list(factors)),
-                 torch.stack([masked_share(row, mask) for row, mask in zip(rows, chosen)]))
+                 torch.stack([masked_share(row, mask) for row, mask in zip(rows, hidden)]))
 
 
 def answer_weights(row: PackedRow, evenness: float, task_weights: Mapping[str, float] = {}) -> Tensor:

@@ -80,16 +80,19 @@ def run_stage(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser
         together(processes, again)
         return Denoiser.from_pretrained(Path(out_dir) / "denoiser"), read_log(Path(out_dir) / "log.csv")
     log = train_stage(preset, stage, denoiser, datasets, out_dir, seed, resume, progress, stop_after, expected)
-    _save(denoiser, validate(preset, denoiser, held_out) if held_out else None, Path(out_dir))
+    _save(denoiser, Path(out_dir))
+    if held_out:
+        validation = validate(preset, denoiser, held_out)
+        if PartialState().is_main_process:
+            validation.to_csv(Path(out_dir) / "validation.csv", index=False)
+    PartialState().wait_for_everyone()
     return denoiser, log
 
 
-def _save(denoiser: Denoiser, validation: pd.DataFrame | None, out_dir: Path) -> None:
+def _save(denoiser: Denoiser, out_dir: Path) -> None:
     """What a stage leaves, written by the first process; all must call it, as sharded weights are gathered from all."""
     processes, state = PartialState(), weights(denoiser)
     if processes.is_main_process:
-        if validation is not None:
-            validation.to_csv(out_dir / "validation.csv", index=False)
         denoiser.save_pretrained(out_dir / "denoiser", state_dict=state)
     processes.wait_for_everyone()
 

@@ -31,7 +31,8 @@ from tqdm import tqdm
 from omnidiff_lite.backbone import Denoiser, DenoiserConfig
 from omnidiff_lite.config import Preset, StageConfig, TrainingConfig, to_dict
 from omnidiff_lite.data.packing import PackedStream, pack_all
-from omnidiff_lite.data.samples import Given
+from omnidiff_lite.data.encode import EncodedSample
+from omnidiff_lite.data.samples import Given, as_samples
 from omnidiff_lite.provenance import source_hash
 from omnidiff_lite.training.batches import choose_scored, collate
 from omnidiff_lite.training.checkpoint import Checkpoints, Optimizers
@@ -130,13 +131,15 @@ def _data_table(stream: PackedStream, steps: int) -> pd.DataFrame:
 def validate(preset: Preset, denoiser: Denoiser, datasets: Datasets, seed: int = 0, rows: int = 8) -> pd.DataFrame:
     """Loss by task, the same masks at every call: columns task, loss, scored (tokens), samples.
 
-    `rows`: packed rows a forward pass. The denoiser is left in eval mode.
+    `rows`: packed rows a forward pass. The denoiser is left in eval mode. Samples that are broken, or longer than a row,
+    are left out, as in training.
     """
     module, device = AnswerLoss(denoiser.eval(), preset.training.precision), denoiser.device
     # The paper's masks, so that the losses of all runs compare.
     config = replace(preset.training, schedule="linear", time="sequence", gamma=TrainingConfig.gamma)
     records = []
-    for task, samples in datasets.items():
+    for task, given in datasets.items():
+        samples = [s for s in as_samples(given).fetch(range(len(given))) if s and _fits(s, config)]
         packed = pack_all(samples, config.length, seed, **_packing(config, denoiser.config))
         scored = [choose_scored(row, config, denoiser.config, (seed, VALIDATION, n))
                   for n, row in enumerate(packed)]
@@ -144,6 +147,10 @@ def validate(preset: Preset, denoiser: Denoiser, datasets: Datasets, seed: int =
                             .cpu() for i in range(0, len(packed), rows)])
         records.append({"task": task, "loss": losses.mean().item(), "scored": len(losses), "samples": len(samples)})
     return pd.DataFrame(records)
+
+
+def _fits(sample: EncodedSample, config: TrainingConfig) -> bool:
+    return len(sample.ids) + config.max_tail_pads <= config.length
 
 
 def _packing(config: TrainingConfig, denoiser: DenoiserConfig) -> dict[str, int]:
