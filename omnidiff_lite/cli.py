@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _known_errors() -> tuple[type[Exception], ...]:
     from omnidiff_lite.reproduce import RoadError
-    from omnidiff_lite.training.processes import TogetherError
+    from omnidiff_lite.processes import TogetherError
     from omnidiff_lite.training.step import TrainingError
     from omnidiff_lite.world.voices import VoiceError
 

@@ -137,7 +137,7 @@ def _train(options: argparse.Namespace) -> None:
     from omnidiff_lite.pipeline.settings import check_decodings
     from omnidiff_lite.provenance import config_hash, provenance
     from omnidiff_lite.training.launch import Expected
-    from omnidiff_lite.training.processes import is_first
+    from omnidiff_lite.processes import is_first
     from omnidiff_lite.training.stages import run_stage
     from omnidiff_lite.weights import write_json
 

@@ -75,7 +75,7 @@ def _time_random_weights(options: argparse.Namespace, preset: Preset, artifacts:
 
 
 def _compare_decoders(options: argparse.Namespace, preset: Preset, artifacts: Artifacts) -> None:
-    from omnidiff_lite.evaluation.bench import bench, bench_file, bench_report
+    from omnidiff_lite.plan.bench import bench, bench_file, bench_report
     from omnidiff_lite.evaluation.records import write_records
 
     items = {1: -(-options.items // 3), 8: options.items}

@@ -122,7 +122,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from omnidiff_lite.evaluation.tables import comparison, to_markdown
     from omnidiff_lite.provenance import provenance
     from omnidiff_lite.training.launch import join
-    from omnidiff_lite.training.processes import is_first
+    from omnidiff_lite.processes import is_first
     from omnidiff_lite.world.dataset import samples
 
     join()
@@ -178,7 +178,7 @@ def _benchmark(options: argparse.Namespace) -> None:
     from omnidiff_lite.evaluation.suite import finished_system
     from omnidiff_lite.evaluation.tables import comparison, to_markdown
     from omnidiff_lite.training.launch import join
-    from omnidiff_lite.training.processes import is_first
+    from omnidiff_lite.processes import is_first
 
     join()
     preset = load(options)

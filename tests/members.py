@@ -1,4 +1,4 @@
-"""What each of two processes does in the tests of distributed training; started by `training.processes.together`."""
+"""What each of two processes does in the tests of distributed training; started by `processes.together`."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def scores(out: Path, items: int = 5) -> list[dict]:
     from omnidiff_lite.evaluation.records import write_records
     from omnidiff_lite.evaluation.suite import evaluate_task, finished_system
     from omnidiff_lite.training.launch import join
-    from omnidiff_lite.training.processes import is_first
+    from omnidiff_lite.processes import is_first
     from omnidiff_lite.world.dataset import samples
 
     join()
@@ -130,7 +130,7 @@ def scores(out: Path, items: int = 5) -> list[dict]:
 def refusing(out: Path) -> None:
     """Of five items each process takes its own; the second one's last has no answer."""
     from omnidiff_lite.training.launch import join
-    from omnidiff_lite.training.processes import over_processes
+    from omnidiff_lite.processes import over_processes
 
     def double(numbers: range) -> list[int]:
         if 4 in numbers:

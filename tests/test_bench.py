@@ -13,7 +13,7 @@ from omnidiff_lite.artifacts import CLONE, Artifacts
 from omnidiff_lite.cli import main
 from omnidiff_lite.config import load_preset
 from omnidiff_lite.diffusion.plain import decode_plain
-from omnidiff_lite.evaluation.bench import bench, bench_file, bench_report, bench_table
+from omnidiff_lite.plan.bench import bench, bench_file, bench_report, bench_table
 from omnidiff_lite.evaluation.decoding import Compared, Trials, Way, compare_decoding, decoding_by, with_lengths
 from omnidiff_lite.evaluation.exams import EXAMS, Measure
 from omnidiff_lite.evaluation.judges import Judges
@@ -221,7 +221,7 @@ def test_each_kind_of_device_has_its_file():
 
 def test_the_command_compares_where_there_is_a_checkpoint(tmp_path, monkeypatch, capsys, records):
     """And times random weights where it is told to, or where there is none (tests/test_cli.py)."""
-    from omnidiff_lite.evaluation import bench as module
+    from omnidiff_lite.plan import bench as module
 
     asked = {}
     monkeypatch.setenv("OMNIDIFF_RESULTS", str(tmp_path))

@@ -24,7 +24,7 @@ from omnidiff_lite.evaluation.records import read_records
 from omnidiff_lite.provenance import PACKAGE
 from omnidiff_lite.training.launch import Expected
 from omnidiff_lite.training.log import read_log
-from omnidiff_lite.training.processes import TogetherError, over_processes, together
+from omnidiff_lite.processes import TogetherError, over_processes, together
 from omnidiff_lite.training.shards import denoiser_of
 from omnidiff_lite.training.step import TrainingError
 

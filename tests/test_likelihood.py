@@ -16,7 +16,7 @@ import torch
 from omnidiff_lite.backbone import Denoiser, DenoiserOutput
 from omnidiff_lite.chat import IGNORE, IMAGE, TASKS, ChatError, Sample, build_messages
 from omnidiff_lite.data.encode import EncodedSample
-from omnidiff_lite.diffusion.likelihood import Likelihood, answer_masks, log_likelihoods
+from omnidiff_lite.evaluation.log_likelihood import Likelihood, answer_masks, log_likelihoods
 from omnidiff_lite.evaluation.likelihood import evaluate_choices, likeliest, score_answers, score_table
 from omnidiff_lite.evaluation.requests import Settings, reference_images, requests_of
 from omnidiff_lite.evaluation.retrieval import candidate_sets, evaluate_retrieval, rank_of_first

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from omnidiff_lite.training.processes import side_by_side, threads, usable
+from omnidiff_lite.processes import side_by_side, threads, usable
 
 
 def test_a_pool_gives_back_what_a_function_returns_and_raises_what_it_raises():
@@ -43,7 +43,7 @@ def test_a_worker_ends_with_its_owner(tmp_path):
     script = tmp_path / "owner.py"
     script.write_text(textwrap.dedent("""
         import os, time
-        from omnidiff_lite.training.processes import side_by_side
+        from omnidiff_lite.processes import side_by_side
 
         if __name__ == "__main__":
             pool = side_by_side(1)

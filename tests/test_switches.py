@@ -21,7 +21,7 @@ from omnidiff_lite.data.encode import EncodedSample
 from omnidiff_lite.data.packing import PackedStream, pack_row
 from omnidiff_lite.diffusion.corruption import bound_weight, mask_rate
 from omnidiff_lite.diffusion.decoding import DecodingConfig, decode
-from omnidiff_lite.diffusion.likelihood import log_likelihoods
+from omnidiff_lite.evaluation.log_likelihood import log_likelihoods
 from omnidiff_lite.diffusion.plain import decode_plain
 from omnidiff_lite.training.batches import choose_scored, collate, time_weights
 from omnidiff_lite.training.step import AnswerLoss, target_weights

@@ -48,7 +48,7 @@ def bound_weight(t: Tensor, schedule: Literal["linear", "cosine"] = "linear") ->
 
     With it, for t uniform in 0..1, the expected sum over the masked tokens of an answer is an upper bound of
     -log p(answer), and the mean over all orders of decoding one token at a time (Ou et al., 2024, arXiv 2406.03736; Shi
-    et al., 2024, arXiv 2406.04329): `diffusion.likelihood` estimates the same number from a drawn count of
+    et al., 2024, arXiv 2406.04329): `evaluation.log_likelihood` estimates the same number from a drawn count of
     masks, L / l. Any schedule gives the same bound: linear weighs 1 / t, cosine (pi / 2) / tan(pi t / 2). The paper has
     no weight (equation 1). A tail pad, masked at gamma * rate, has the same weight, and the bound is then that of an
     answer of which each pad is given with probability 1 - gamma.

@@ -2,7 +2,7 @@
 
 SEED-Bench-2-Plus is scored in this way by its authors (Li et al. 2024): the option that the model finds likeliest is
 its choice, so that an answer in the wrong form costs nothing. The paper does not say how it scored; `vision` reads the
-generated letter. A masked denoiser gives a bound, with an error (`diffusion.likelihood`), the autoregressive twin the
+generated letter. A masked denoiser gives a bound, with an error (`evaluation.log_likelihood`), the autoregressive twin the
 likelihood itself.
 """
 
@@ -17,7 +17,7 @@ import torch
 
 from omnidiff_lite.chat import IGNORE, TASKS, Sample, build_messages
 from omnidiff_lite.data.encode import EncodedSample
-from omnidiff_lite.diffusion.likelihood import DRAWS, Likelihood, log_likelihoods
+from omnidiff_lite.evaluation.log_likelihood import DRAWS, Likelihood, log_likelihoods
 from omnidiff_lite.evaluation.records import Record, measured
 from omnidiff_lite.evaluation.requests import Settings, meta, requests_of
 from omnidiff_lite.evaluation.statistics import proportion_interval
@@ -36,7 +36,7 @@ def score_answers(model: OmniDiffusion, questions: Sequence[Sample], answers: Se
 
     Questions are asked as `requests.ask` asks them, in the prompt of training. An answer is a text, or where `task`
     gives pictures the codes of one (`OmniDiffusion.image_codes` at `generation_size`). `draws`, and what else is
-    counted as answer: `diffusion.likelihood.log_likelihoods`. The masks follow from `settings.seed`. `per_token`: mean
+    counted as answer: `evaluation.log_likelihood.log_likelihoods`. The masks follow from `settings.seed`. `per_token`: mean
     over the answer's tokens instead of their sum. Raises `ValueError` for a task with several outputs, or speech, and
     for an empty answer, `TypeError` for an answer of another kind than the task's.
     """

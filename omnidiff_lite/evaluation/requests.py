@@ -14,7 +14,7 @@ from omnidiff_lite.chat import AUDIO, IMAGE, T2I_PROMPTS, TASKS, ChatError, Samp
 from omnidiff_lite.config import Preset
 from omnidiff_lite.data.media import load_image_ref, load_speech_ref
 from omnidiff_lite.media import Image, Part, Speech, Text, Waveform
-from omnidiff_lite.training.processes import over_processes
+from omnidiff_lite.processes import over_processes
 
 CHUNK = 256  # samples whose media are in memory at once
 

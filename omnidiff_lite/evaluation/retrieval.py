@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from omnidiff_lite.chat import Sample, build_messages
-from omnidiff_lite.diffusion.likelihood import DRAWS, Likelihood
+from omnidiff_lite.evaluation.log_likelihood import DRAWS, Likelihood
 from omnidiff_lite.evaluation.likelihood import Given, score_answers, score_table
 from omnidiff_lite.evaluation.records import Record, measured
 from omnidiff_lite.evaluation.requests import Settings, media_refs, meta, reference_images

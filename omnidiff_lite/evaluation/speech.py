@@ -21,7 +21,7 @@ from omnidiff_lite.evaluation.records import Record, measured, missing
 from omnidiff_lite.evaluation.requests import Model, Settings, ask, meta
 from omnidiff_lite.evaluation.statistics import Estimate, proportion_interval, ratio_interval
 from omnidiff_lite.media import MIN_SECONDS, Waveform
-from omnidiff_lite.training.processes import over_processes
+from omnidiff_lite.processes import over_processes
 
 TABLE = "table1_speech"
 # What differences are made of, per item (`paired.differences`).

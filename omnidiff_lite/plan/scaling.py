@@ -30,7 +30,7 @@ from omnidiff_lite.plan.parts import denoiser_config
 from omnidiff_lite.provenance import provenance
 from omnidiff_lite.training.launch import Expected
 from omnidiff_lite.training.log import read_log
-from omnidiff_lite.training.processes import together
+from omnidiff_lite.processes import together
 from omnidiff_lite.training.trainer import train_stage
 
 TABLE = "scaling"

@@ -15,7 +15,7 @@ from omnidiff_lite.plan.compute import flops
 from omnidiff_lite.measure import seconds_of
 from omnidiff_lite.plan.device import device_name, measure_rates
 from omnidiff_lite.training.batches import choose_scored, collate
-from omnidiff_lite.training.processes import threads, usable
+from omnidiff_lite.processes import threads, usable
 from omnidiff_lite.training.step import AnswerLoss
 from omnidiff_lite.training.trainer import prepared
 

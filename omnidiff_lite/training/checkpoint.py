@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions, get_model_state_dict, get_optimizer_state_dict, set_model_state_dict, set_optimizer_state_dict)
 
-from omnidiff_lite.training.processes import TogetherError, agreed, gathered, is_first, share
+from omnidiff_lite.processes import TogetherError, agreed, gathered, is_first, share
 from omnidiff_lite.training.shards import MODEL, OPTIMIZER, is_sharded, read_shards, write_shards
 from omnidiff_lite.weights import CheckpointError
 

@@ -19,7 +19,7 @@ from omnidiff_lite.training.batches import derive_seed
 from omnidiff_lite.training.checkpoint import weights
 from omnidiff_lite.training.launch import Expected, begin
 from omnidiff_lite.training.log import read_log
-from omnidiff_lite.training.processes import together, usable
+from omnidiff_lite.processes import together, usable
 from omnidiff_lite.training.step import TrainingError
 from omnidiff_lite.training.trainer import Datasets, Resume, stage_config, train_stage, validate
 

@@ -40,7 +40,7 @@ from omnidiff_lite.training.feed import feeding, save_position
 from omnidiff_lite.training.launch import Expected, begin
 from omnidiff_lite.training.log import StepLog, read_log
 from omnidiff_lite.training.optimizers import make_optimizers
-from omnidiff_lite.training.processes import gathered
+from omnidiff_lite.processes import gathered
 from omnidiff_lite.training.step import AnswerLoss, Stepper, TrainingError
 
 FIGURES = ["loss", "learning_rate", "gradient_norm", "tokens", "scored", "efficiency", "tokens_per_second",
