@@ -24,6 +24,7 @@ from omnidiff_lite.data.broken import BrokenLog
 from omnidiff_lite.data.errors import DataError
 from omnidiff_lite.data.jsonl import row_of
 from omnidiff_lite.media import MediaError, load_waveform
+from omnidiff_lite.weights import write_json
 from omnidiff_lite.world import sdvi
 from omnidiff_lite.world.splits import stream
 from omnidiff_lite.world.synthesisers import Synthesiser
@@ -144,6 +145,4 @@ def _resume(path: Path, about: dict) -> tuple[int, int]:
 
 
 def _note(path: Path, state: dict) -> None:
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(state))
-    os.replace(partial, path.with_suffix(".json"))
+    write_json(path.with_suffix(".json"), state)

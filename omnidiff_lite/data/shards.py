@@ -25,6 +25,7 @@ from safetensors.numpy import save_file
 from omnidiff_lite.data.encode import EncodedSample
 from omnidiff_lite.data.errors import DataError, GoneError
 from omnidiff_lite.data.tensor_file import read_notes, read_rows
+from omnidiff_lite.weights import write_json
 
 INDEX = "index.json"
 
@@ -58,9 +59,7 @@ def shard_notes(path: Path) -> dict[str, Any]:
 def write_index(directory: Path, shards: Iterable[Path], about: dict[str, Any]) -> dict[str, Any]:
     """`index.json` over these shards, with `about` kept beside them; returns it."""
     index = {**about, "shards": [_entry(shard) for shard in shards]}
-    partial = directory / f"{INDEX}.partial"
-    partial.write_text(json.dumps(index, indent=1))
-    os.replace(partial, directory / INDEX)
+    write_json(directory / INDEX, index)
     return index
 
 

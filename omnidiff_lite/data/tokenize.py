@@ -25,6 +25,7 @@ from omnidiff_lite.data.rows import Rows, open_rows
 from omnidiff_lite.data.shards import shard_notes, write_index, write_shard
 from omnidiff_lite.orphans import end_with
 from omnidiff_lite.provenance import source_hash
+from omnidiff_lite.weights import write_json
 
 if TYPE_CHECKING:
     from omnidiff_lite.tokenizers.bundle import Tokenizers
@@ -89,9 +90,7 @@ def _same_run(out: Path, about: dict[str, Any]) -> None:
             raise DataError(f"{out} holds shards that were made from another {', '.join(differ)}: give another folder, "
                             "or delete it")
         return
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(about, indent=1))
-    os.replace(partial, path)
+    write_json(path, about)
 
 
 def _jobs(sources: Sequence[Rows], out: Path, shard_rows: int) -> Iterator[Job]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -100
+from omnidiff_lite.chat import IGNORE
 
 
 def scored_positions(labels: Tensor, mask: Tensor | None = None, shift: bool = True) -> tuple[Tensor, Tensor]:

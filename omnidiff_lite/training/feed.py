@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from omnidiff_lite.data.packing import PackedRow, PackedStream
+from omnidiff_lite.weights import write_json
 
 AHEAD = 2  # steps whose rows are made before they are asked for
 KEPT = 4  # positions kept: more than there are checkpoints
@@ -75,10 +75,7 @@ def save_position(out_dir: str | Path, step: int, position: dict[str, int]) -> N
     """Keep where the stream stands before `step`."""
     kept = {key: place for key, place in _positions(out_dir).items() if int(key) < step}
     kept = dict(sorted(kept.items(), key=lambda item: int(item[0]))[-KEPT + 1:]) | {str(step): position}
-    path = Path(out_dir) / "stream.json"
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(kept))
-    os.replace(partial, path)
+    write_json(Path(out_dir) / "stream.json", kept)
 
 
 def _positions(out_dir: str | Path) -> dict[str, dict[str, int]]:
