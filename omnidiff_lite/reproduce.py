@@ -79,7 +79,6 @@ def reproduce(preset_name: str, seed: int = 0, only: list[str] | None = None, fo
     named = preset_name if preset_name in preset_names() else str(Path(preset_name).resolve())  # kernels run elsewhere
     artifacts = Artifacts.of(preset.name, root)
     folder = folder or CLONE / "notebooks"
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two spinning threads on two cores starve the kernel
     if tokenizers:
         _take_tokenizers(tokenizers, preset, artifacts)
     rows, steps = [], [step for step in chosen(only) if not (tokenizers and TOKENIZERS in step.makes)]
