@@ -21,7 +21,6 @@ import yaml
 from omnidiff_lite.artifacts import Artifacts
 from omnidiff_lite.config import Preset, load_preset, to_dict
 from omnidiff_lite.evaluation.records import Record, with_provenance, write_records
-from omnidiff_lite.pipeline.settings import check_decodings
 from omnidiff_lite.provenance import footer, provenance
 from omnidiff_lite.weights import write_json
 
@@ -105,6 +104,8 @@ def begin(namespace: dict[str, Any]) -> Run:
     namespace.update({name: float(given[name]) for name, kind in declared.items() if kind is float and name in given})
     preset = load_preset(given.get("preset", "smoke"), parse_overrides(given.get("overrides", "")))
     run = Run(preset, given.get("seed", 0), Artifacts.of(preset.name))
+    from omnidiff_lite.pipeline.settings import check_decodings  # brings tqdm, of which the filter above must come first
+
     check_decodings(preset)
     kept = run.artifacts.dir / "config.json"
     if not (given.get("overrides") and kept.exists()):  # a change made once leaves the preset's own records as they count
