@@ -190,11 +190,12 @@ class Denoiser(Qwen2PreTrainedModel):
 
         `segment_ids` [B,L]: a token sees exactly its own segment; -1 is padding, seen by nobody (a pad sees itself,
         so that no row of the softmax is empty). None: everything is one segment, and no mask is built.
-        `attention_mask` bool [B,1,L,K], True = may see any of the K keys, kept ones first, overrides the segments; the released training mask, in which
+        `attention_mask` bool [B,1,L,K], True = may see any of the K keys, kept ones first, overrides the
+        segments; the released training mask, in which
         the tail pads are visible, can only be had this way. `position_ids` [B,L] place tokens and do nothing else.
         `logits_positions` bool [B,L]: logits [M,V] there only, in row-major order, as only masked positions are
-        ever scored. `hidden_only`: no logits. `past_key_values`: keys and values kept of earlier passes, which all that is given now
-        sees; a causal denoiser's own mask spans them, a bidirectional one's is given (`diffusion.cache`).
+        ever scored. `hidden_only`: no logits. `past_key_values`: keys and values kept of earlier passes,
+        which all that is given now sees; a causal denoiser's own mask spans them, a bidirectional one's is given (`diffusion.cache`).
         `masked_share` [B,L]: of the answer that a token belongs to, the share that is masked, -1 outside answers; for a
         step embedding, and read by nothing else.
         Raises `ValueError` when not exactly one of ids and embeddings is given.

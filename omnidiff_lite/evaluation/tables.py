@@ -53,7 +53,8 @@ def comparison(records: Iterable[Record], columns: Sequence[str] | None = None) 
     """A table of text: one row a method, columns grouped by source (two-level header: source, metric).
 
     `columns`: which metrics, in which order; all by default, in order of appearance. Where the paper's "Omni-Diffusion"
-    has a row, our "diffusion" stands beside it in that row. A cell without a record is empty; one with value None shows why. Raises
+    has a row, our "diffusion" stands beside it in that row. A cell without a record is empty; one with
+    value None shows why. Raises
     `ValueError` where two records claim one cell.
     """
     cells: dict[tuple[str, str], dict[str, str]] = {}
