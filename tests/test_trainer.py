@@ -377,3 +377,21 @@ def test_there_are_three_stages(tmp_path):
 
 def test_seeds_are_well_mixed():
     assert len({derive_seed(a, b, c) for a in range(10) for b in range(4) for c in range(100)}) == 4000
+
+
+def test_a_row_whose_samples_are_all_broken_teaches_nothing_and_breaks_nothing():
+    config = toys.denoiser().config
+    row = pack_row([], [], 16, pad=toys.VOCABULARY.pad, context_of_audio=toys.VOCABULARY.context_of_audio)
+    found = collate([row], [torch.zeros(16, dtype=torch.bool)], ("text_qa",), config)
+    assert found.speech_frames.shape == (1, 16, config.speech_dim) and (found.targets == -100).all()
+
+
+def test_from_left_to_right_nothing_counts_as_masked():
+    model, sample = toys.denoiser(), toys.sample("text_qa", [1], [2, 3])
+    row = pack_row([sample], [0], 16, pad=toys.VOCABULARY.pad, context_of_audio=toys.VOCABULARY.context_of_audio)
+    chosen = torch.from_numpy(row.labels) != -100
+    shares = []
+    for causal in (False, True):
+        model.set_causal(causal)
+        shares.append(collate([row], [chosen], ("text_qa",), model.config).masked_share[0][chosen])
+    assert (shares[0] == 1).all() and (shares[1] == 0).all()

@@ -122,7 +122,7 @@ def answer_weights(row: PackedRow, evenness: float, task_weights: Mapping[str, f
 def masked_share(row: PackedRow, masked: Tensor) -> Tensor:
     """Share of each sample's answer, tail pads included, that is masked: [length], -1 where no answer is."""
     answers, segments = torch.from_numpy(row.labels) != IGNORE, torch.from_numpy(row.segment_ids)
-    hidden, whole = (torch.bincount(segments[here], minlength=len(row.tasks)) for here in (answers & masked, answers))
+    hidden, whole = (torch.bincount(segments[here], minlength=max(1, len(row.tasks))) for here in (answers & masked, answers))
     return torch.where(answers, (hidden / whole.clamp_min(1))[segments.clamp_min(0)], NO_ANSWER)
 
 
