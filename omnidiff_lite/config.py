@@ -313,6 +313,15 @@ class Preset:
     evaluation: EvaluationConfig = EvaluationConfig()
     decoding: dict[Task, dict[str, Any]] = field(default_factory=dict)  # task -> DecodingConfig fields
 
+    def __post_init__(self) -> None:
+        stride, pooling = self.speech_encoder.stride, self.speech_tokenizer.pooling
+        if stride != 6:
+            raise ConfigError("speech_encoder.stride must be 6: answers get their lengths from 60 ms frames; got "
+                              f"{stride}")
+        if pooling != 4:
+            raise ConfigError("speech_tokenizer.pooling must be 4: the speech decoder speaks 12.5 tokens a second; got "
+                              f"{pooling}")
+
 
 def preset_names() -> list[str]:
     """Names of the shipped presets, sorted."""

@@ -35,6 +35,8 @@ def test_an_override_changes_one_value():
     ("training.compile", 1, "expected bool"),
     ("image_tokenizer.encoder_blocks", 3, "expected a list"),
     ("world.image_size.x", 1, "is a value, not a section"),
+    ("speech_tokenizer.pooling", 2, "must be 4: the speech decoder speaks 12.5 tokens a second; got 2"),
+    ("speech_encoder.stride", 3, "must be 6: answers get their lengths from 60 ms frames; got 3"),
 ])
 def test_a_wrong_key_or_type_is_named(key, value, words):
     with pytest.raises(ConfigError, match=words) as error:
