@@ -72,7 +72,8 @@ def hardware(written: str, root: Path) -> str:
                     tables.setdefault(record.provenance["hardware"], []).append(path.stem)
         first, *others = sorted(tables, key=lambda machine: -len(tables[machine])) or [""]
         named += [f"`{preset}`: {first}"] if first else []
-        named += [f"its {', '.join(dict.fromkeys(tables[machine]))}: {machine}" for machine in others]
+        named += [f"its {', '.join(f'`{name}.json`' for name in dict.fromkeys(tables[machine]))}: {machine}"
+                  for machine in others]
     return f"Minutes and GiB of memory, as measured ({'; '.join(named)}).\n"
 
 

@@ -98,6 +98,15 @@ def test_a_difference_of_two_records_and_its_widest_interval(results):
     assert row(results(record(full, 90)), aim)["reached"] == NOT_MEASURED
 
 
+def test_a_difference_paired_by_item_goes_before_that_of_two_intervals(results):
+    full, fewer, both = (("table3_sampling", f"diffusion: text-to-image, {n}", "image_all_right")
+                         for n in ("64 steps", "16 steps", "64 steps minus 16 steps"))
+    aim = Aim("lost", full, 5, "low", "points", less=fewer, paired=both, base=("high", 85))
+    found = row(results(record(full, 90, 2), record(fewer, 86, 3), record(both, 4, 0.5)), aim)
+    assert (found["value"], found["low"], found["high"], found["reached"]) == (4, 3.5, 4.5, "yes")
+    assert row(results(record(full, 80), record(fewer, 76), record(both, 4)), aim)["reached"] == "no", "of at least 85"
+
+
 def test_the_ceiling_and_the_seeds_stand_beside_the_value(results):
     ceiling, seeds = ("answers", "real data (ceiling)", "sqa_right"), ("headline_seeds", "diffusion", "sqa_right")
     aim = Aim("spoken", RIGHT, 70, ceiling=ceiling, seeds=seeds)

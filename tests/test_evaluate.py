@@ -229,7 +229,10 @@ def test_the_image_rows_of_table_3():
     samples = [drawing("t2i", scene) for scene in scenes(3)]
     model = KnownModel(*[Reply(image=RED)] * 3)
     records, items = sweep_images(model, JUDGES, samples, QUICK, steps=(8, 2), timed=2)
-    assert {record.row for record in records} == {f"diffusion: text-to-image, {n} steps" for n in (8, 2)}
+    rows = [f"diffusion: text-to-image, {n} steps" for n in ("8", "2", "8 steps minus 2")]
+    assert {record.row for record in records} == set(rows)
+    lost = {record.column: record.value for record in records if record.row == rows[2]}
+    assert lost == {"clip_t": 0, "clip_i": 0, "image_missing": 0}  # the same picture at any number of steps
     assert {record.column for record in records} == {"clip_t", "clip_i", "image_missing", "latency_s", "tokens_per_s"}
     assert {call["decoding"]["steps"] for call in model.calls} == {8, 2} and len(items) == 6
     assert [len(call["requests"]) for call in model.calls[:4]] == [1, 1, 1, 3]  # warm-up, two timed, then all

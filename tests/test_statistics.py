@@ -148,6 +148,11 @@ def test_a_median_ignores_one_slow_run():
     assert median_interval([1.0, 1.1, 1.2, 1.1, 60.0]).value == pytest.approx(1.1)
 
 
+def test_one_timing_has_no_interval():
+    estimate = median_interval([3.0])
+    assert (estimate.value, estimate.low, estimate.high) == (3.0, None, None) and "timed once" in estimate.reason
+
+
 def test_a_median_of_few_has_their_range():
     estimate = median_interval([3.0, 1.0, 2.0])
     assert (estimate.low, estimate.value, estimate.high) == (1.0, 2.0, 3.0)

@@ -36,7 +36,8 @@ class Section:
         own = [r for r in records if r.table == self.table and self.between in (None, is_difference(r))]
         column = next((name for name in self.columns for r in own if r.column == name), self.columns[0])
         absent = [method for method in self.methods if not any(r.row.startswith(method) for r in own)]
-        own += [missing(self.table, method, column, f"not measured: run notebook {notebook[:2]}") for method in absent]
+        own += [missing(self.table, method, column,
+                        f"not measured: run notebook {'14' if method == TWIN else notebook[:2]}") for method in absent]
         return (paper_records(self.table) if self.paper else []) + own
 
 
@@ -51,7 +52,7 @@ SECTIONS: dict[str, tuple[Section, ...]] = {
                 ("clip_t", "clip_i", "image_all_right", "libritts_wer", "tts_wer", "latency_s", "tokens_per_s", "rtf"),
                 "Requests timed one at a time. Answer tokens of the diffusion are its whole canvas, tail pads and all; "
                 "of the twin, up to its end.", between=False),
-        Section("table3_differences", "The twin less the diffusion", "table3_sampling",
+        Section("table3_differences", "Differences: fewer steps, and the twin", "table3_sampling",
                 ("clip_t", "clip_i", "image_all_right", "tts_wer", "latency_s"),
                 f"{PAIRED} Latency: the median over timed requests of the difference.", between=True, paper=False,
                 methods=(TWIN,)),

@@ -86,12 +86,17 @@ def _counted(steps: object) -> str:
 
 def _sweep(measure: Measure, model: Model, twin: Model | str | None, settings: Settings, task: str,
            steps: Mapping[str, float], columns: Callable[[pd.DataFrame], Columns]) -> tuple[list[Record], pd.DataFrame]:
-    """A row for each of `steps` (as it is called: as it is set), then the twin's; per item also steps, NaN for it."""
+    """A row for each of `steps` (as it is called: as it is set), what each of the others loses to the first of them,
+    paired by item, then the twin's; per item also steps, NaN for it."""
     points = {}
     for name, count in steps.items():
         here = replace(settings, row=row_name(settings, task, name))
         points[name] = measure(model, _decoding(here, {"steps": count}))
     records = [record for point in points.values() for record in point.records]
+    (most, all_steps), *fewer = points.items()
+    for name, point in fewer:
+        lost = replace(settings, row=f"{row_name(settings, task, most)}{MINUS}{_counted(name)}")
+        records += differences(TABLE, columns(point.items), all_steps.items, point.items, lost)
     tables = [point.items.assign(steps=count) for point, count in zip(points.values(), steps.values())]
     if isinstance(twin, str):
         row, one = row_name(replace(settings, row=TWIN), task), next(iter(points.values()))

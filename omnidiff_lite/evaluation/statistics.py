@@ -164,10 +164,12 @@ def difference_interval(a: ArrayLike, b: ArrayLike, statistic: Statistic, **how:
 def median_interval(values: ArrayLike, *, samples: int = 1000, level: float = LEVEL, seed: int = 0) -> Estimate:
     """Median, for timings: one slow run does not move it.
 
-    The interval is a percentile bootstrap's; of fewer than six values it is their range, which holds the median in
-    1 - 2 ** (1 - n) of all cases: 75 % at n = 3, 94 % at n = 5.
+    The interval is a percentile bootstrap's; of two to five values it is their range, which holds the median in
+    1 - 2 ** (1 - n) of all cases: 75 % at n = 3, 94 % at n = 5. One value has none.
     """
     values = np.asarray(values, dtype=np.float64)
+    if len(values) == 1:
+        return Estimate(float(values[0]), None, None, 1, "no interval: timed once")
     if len(values) < 6:
         return Estimate(float(np.median(values)), float(values.min()), float(values.max()), len(values))
     draws = np.random.default_rng(seed).choice(values, size=(samples, len(values)))

@@ -14,7 +14,7 @@ METHOD = "Omni-Diffusion"  # the paper's name of what our rows call "diffusion"
 CAPTION = ("Groups: paper-v1 = arXiv v1; paper-icml = the ICML camera-ready, quoted second-hand; released-code = "
            "measured with the released code's settings; ours = measured by this kit. A number measured on the embedded "
            "world is not the paper's number on the public data: compare within a group, never across groups. "
-           "Brackets: 95 % interval; n: test items. – : not reported or not measured.")
+           "Brackets: 95 % interval, of two to five timings their range; n: test items. – : not reported or not measured.")
 
 # column -> (label, digits shown of our own values)
 COLUMNS: dict[str, tuple[str, int]] = {
