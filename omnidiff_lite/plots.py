@@ -41,7 +41,7 @@ def loss_curves(history: pd.DataFrame, columns: Sequence[str] | None = None, tit
     for column in columns:
         values, name = history[["step", column]].dropna(), column.removeprefix("loss_")
         axis.plot(values["step"], values[column].rolling(smooth, min_periods=1).mean(), label=name, lw=1.2,
-                  color=f"C{TASKS.index(name)}" if name in TASKS else None)
+                  color=f"C{TASKS.index(name)}" if name in TASKS else "black" if name == "loss" else None)
     for style, steps in (("-", marks), (":", switches)):
         for step in filter(None, steps):
             axis.axvline(step, color="grey", lw=0.8, ls=style)
@@ -120,7 +120,9 @@ def decoding_orders(maps: Mapping[str, np.ndarray], base: str = "") -> Figure:
             shown = axis.imshow(changes[name], cmap="RdBu_r", vmin=-most, vmax=most)
         else:
             shown = axis.imshow(steps, cmap="viridis", vmin=0, vmax=last)
-        axis.set(title=name, xticks=[], yticks=[])
+            axis.set_xlabel("dark: early" if changes else "")
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(name, fontsize=9)
         axis.grid(False)
     figure.colorbar(shown, ax=axes, label="steps later" if changes else "step")
     return figure
@@ -136,7 +138,7 @@ def intervals(rows: pd.DataFrame, title: str = "", xlabel: str = "", zero: bool 
     if zero:
         axis.axvline(0, color="#999999", lw=1)
     axis.set_yticks(range(len(rows)), rows["label"])
-    axis.set(xlabel=xlabel, title=title)
+    axis.set(xlabel=xlabel, title=title, ylim=(-0.6, len(rows) - 0.4))  # whole dots
     return figure
 
 
@@ -150,7 +152,7 @@ def speed_quality(curves: Mapping[str, pd.DataFrame], ylabels: Sequence[str] = (
     for i, (axis, (name, rows)) in enumerate(zip(axes[0], curves.items())):
         rows = rows.astype({"low": float, "high": float})
         for bounds in rows[rows["label"] == base][["low", "high"]].to_numpy():
-            axis.axhspan(*bounds, color=PALETTE["mask"], alpha=0.5, lw=0)
+            axis.axhspan(*bounds, color=PALETTE["mask"], alpha=0.5, lw=0, label=f"95 % interval of {base}")
         parts = rows["label"].str.extract(r"^(.*?)(?: ([\d.]+L?))?$")
         for (family, members), marker in zip(rows.groupby(parts[0], sort=False), itertools.cycle("osD^vP*X")):
             _speed_line(axis, family, members.sort_values("ratio"), parts[1], marker)

@@ -23,6 +23,7 @@ from omnidiff_lite.ablation.study import Study, Variant
 from omnidiff_lite.evaluation.records import Record, measured, read_records
 from omnidiff_lite.evaluation.statistics import (Estimate, mean_interval, paired_difference, ratio_interval,
                                                  seed_interval)
+from omnidiff_lite.evaluation.tables import column_label
 from omnidiff_lite.strict import from_dict
 
 PREFIX = "ablation_"
@@ -136,7 +137,7 @@ def study_figure(records: Sequence[Record], metric: str | None = None) -> Figure
     over = f"{study.seeds} seeds" if study.kind == "training" else f"{records[0].n} items"
     title = f"{study.name.replace('_', ' ')}: {over}"
     if not study.grid:
-        return plots.intervals(effects(records, metric), f"{title}, base: {study.baseline}", f"change in {metric}",
+        return plots.intervals(effects(records, metric), f"{title}, base: {study.baseline}", f"change: {column_label(metric)}",
                                zero=True)
     values = grid_frame(records, metric)
     room = (float(values.min().min()), float(values.max().max()))

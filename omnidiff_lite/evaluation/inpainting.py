@@ -56,6 +56,13 @@ class Covered:
     shown: PIL.Image.Image
     mask: np.ndarray
 
+    @property
+    def marked(self) -> PIL.Image.Image:
+        """The picture with its hidden half in grey, for readers: painted over in the ground's colour, as the model gets
+        it, a half looks empty instead of hidden."""
+        return PIL.Image.composite(PIL.Image.new("RGB", self.shown.size, "grey"), self.shown,
+                                   PIL.Image.fromarray(self.mask))
+
 
 def covered(n: int, seed: int, world: WorldConfig, size: int) -> list[Covered]:
     """`n` test scenes with a half that holds one whole, placed object and cuts none, `size` x `size` pixels.
