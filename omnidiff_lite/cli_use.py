@@ -104,6 +104,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", choices=("asr", "tts", "captioning", "t2i", "s2i", "text_qa", "vqa", "sqa", "svqa"))
     preset_arguments(parser)
     parser.add_argument("--data", type=Path, help="a jsonl file of yours, in place of the world's test split")
+    parser.add_argument("--denoiser", type=Path, help="one that `train` saved, in place of the checkpoint's")
     parser.add_argument("--items", type=int, default=0, help="how many (default: the preset's, or the whole file)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="a .json file for the records, with their provenance")
@@ -118,7 +119,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from omnidiff_lite.artifacts import Artifacts
     from omnidiff_lite.data.jsonl import read_samples
     from omnidiff_lite.evaluation.records import with_provenance, write_records
-    from omnidiff_lite.evaluation.suite import evaluate_task, finished_system
+    from omnidiff_lite.evaluation.suite import evaluate_task, finished_system, with_denoiser
     from omnidiff_lite.evaluation.tables import comparison, to_markdown
     from omnidiff_lite.provenance import provenance
     from omnidiff_lite.training.launch import join
@@ -129,6 +130,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     started, preset, changes = time.time(), load(options), overrides(options)
     decoding = _decoding(changes, options.task)
     model, judges = finished_system(preset, Artifacts.of(preset.name))
+    if options.denoiser:
+        model = with_denoiser(model, options.denoiser)
     if options.data:
         items = read_samples(options.data)[:options.items or None]
     else:
@@ -137,7 +140,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     if is_first():
         print(to_markdown(comparison(records)))
     if options.out and is_first():
-        origin = provenance(preset, options.seed, started, task=options.task, overrides=changes)
+        origin = provenance(preset, options.seed, started, task=options.task, overrides=changes,
+                            **{"denoiser": str(options.denoiser)} if options.denoiser else {})
         print(write_records(options.out, with_provenance(records, origin)))
 
 

@@ -8,12 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from omnidiff_lite.artifacts import CLONE, Artifacts
 from omnidiff_lite.cli import main
 from omnidiff_lite.config import load_preset
+from omnidiff_lite.diffusion.head import Head
 from omnidiff_lite.diffusion.plain import decode_plain
 from omnidiff_lite.plan.bench import bench, bench_file, bench_report, bench_table
+from omnidiff_lite.plan.exact_speed import random_denoiser
+from omnidiff_lite.plan.profile import PARTS, REST, stopwatches
 from omnidiff_lite.evaluation.decoding import Compared, Trials, Way, compare_decoding, decoding_by, with_lengths
 from omnidiff_lite.evaluation.exams import EXAMS, Measure
 from omnidiff_lite.evaluation.judges import Judges
@@ -189,6 +193,8 @@ def test_the_bench_has_the_rows_and_columns_promised(records):
                                   for way in ("plain", "exact", "autoregressive twin")} <= set(rows)
     wanted = {"ratio_to_plain", "seconds", "tokens_per_second", "identical"}
     for row, cells in rows.items():
+        if row.startswith("profile/"):
+            continue
         assert wanted <= set(cells) and all(cells[name] > 0 for name in wanted - {"identical"})
         if row.startswith("fast/"):
             assert {"quality", "forward_passes", "memory_gib", "latency_s"} <= set(cells)
@@ -213,6 +219,27 @@ def test_records_say_how_they_came_about_and_are_shown(records):
     assert list(bench_table(records, "exact")["same %"]) == ["100"]
     text = bench_report(records)
     assert "t2i/1/cpu/exact" in text and "300/8/cpu" in text and max(map(len, text.splitlines())) < 180
+
+
+def test_the_profile_is_of_all_the_time_and_leaves_the_decoders_as_they_were(records):
+    for name in ("plain", "exact"):
+        cells = {r.column: r.value for r in records if r.row == f"profile/300/8/cpu/{name}"}
+        assert sum(cells[part] for part in (*PARTS, REST)) == pytest.approx(100)
+        assert cells["transformer"] > 0 and cells["head"] > 0 and cells["embedding"] > 0 and cells["seconds"] > 0
+    denoiser, before = random_denoiser(300), Head.logits
+    with pytest.raises(RuntimeError), stopwatches(denoiser):
+        raise RuntimeError
+    assert Head.logits is before and "forward" not in denoiser.lm_head.__dict__
+
+
+def test_a_part_inside_of_a_part_is_counted_once():
+    denoiser = random_denoiser(300)
+    with stopwatches(denoiser) as seconds:
+        denoiser(torch.arange(8)[None])
+    assert all(seconds[part] > 0 for part in PARTS)
+    with stopwatches(denoiser) as seconds:
+        denoiser.model.embed_tokens(torch.arange(8)[None])
+    assert seconds["embedding"] > 0 and seconds["transformer"] == seconds["head"] == 0
 
 
 def test_each_kind_of_device_has_its_file():

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from omnidiff_lite.artifacts import Artifacts
+from omnidiff_lite.artifacts import CLONE, Artifacts
 from omnidiff_lite.cli import COMMANDS, main
 from omnidiff_lite.data.shards import read_shards
 from omnidiff_lite.evaluation.records import read_records
@@ -66,6 +66,22 @@ def test_a_timing_is_shown_and_filed_under_its_own_name(results, capsys):
     files = sorted(Artifacts.of("tiny").metrics.glob("*.json"))
     assert [path.name for path in files] == ["bench_tiny_cpu_bfloat16.json", "bench_tiny_cpu_float32.json"]
     assert {r.provenance["dtype"] for r in read_records(files[1])} == {"float32"}
+
+
+def test_a_denoiser_of_ones_own_is_scored_in_the_checkpoints_system(tmp_path, monkeypatch, capsys):
+    """On the shipped smoke checkpoint: settings reach the decoding, and all of it the records' provenance."""
+    monkeypatch.setenv("OMNIDIFF_RESULTS", str(CLONE / "results"))
+    own, out = CLONE / "results/smoke/checkpoint/denoiser", tmp_path / "scores.json"
+    asked = ["evaluate", "text_qa", "--items", "3", "--set", "decoding.text_qa.steps=1", "--out", str(out)]
+    assert main([*asked, "--denoiser", str(own)]) == 0
+    record, = read_records(out)
+    assert (record.column, record.n, record.provenance["task"]) == ("text_qa_right", 3, "text_qa")
+    assert record.provenance["overrides"] == {"decoding.text_qa.steps": 1}
+    assert record.provenance["denoiser"] == str(own)
+    capsys.readouterr()
+    assert main([*asked, "--denoiser", str(CLONE / "results/cpu/checkpoint/denoiser")]) == 1
+    assert "the denoiser has" in capsys.readouterr().err
+    assert main([*asked, "--denoiser", str(tmp_path)]) == 1 and str(tmp_path) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments, words", [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -49,8 +50,15 @@ def autoregressive_twin(model: OmniDiffusion, artifacts: Artifacts) -> OmniDiffu
 
     Raises `MissingArtifact` naming the notebook to run first.
     """
-    denoiser = Denoiser.from_pretrained(artifacts.require(artifacts.twin, "14_autoregressive_twin"),
-                                        dtype=model.denoiser.dtype).to(model.device)
+    return with_denoiser(model, artifacts.require(artifacts.twin, "14_autoregressive_twin"))
+
+
+def with_denoiser(model: OmniDiffusion, directory: str | Path) -> OmniDiffusion:
+    """The same system round another denoiser, as a stage of training saves it.
+
+    Raises `CheckpointError` for none, or one that was trained with other tokenizers.
+    """
+    denoiser = Denoiser.from_pretrained(directory, dtype=model.denoiser.dtype).to(model.device)
     return OmniDiffusion(denoiser, model.tokenizers, model.settings)
 
 

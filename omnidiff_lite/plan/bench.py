@@ -3,7 +3,8 @@
     records = bench(load_preset("cpu"), Artifacts.of("cpu"))      # table `bench`
     print(bench_report(records))
 
-Rows `exact/<ids>/<masks>/<device>`: the same canvases in less time, at three sizes of vocabulary. Rows
+Rows `exact/<ids>/<masks>/<device>`: the same canvases in less time, at three sizes of vocabulary; rows
+`profile/<ids>/<masks>/<device>/<decoder>`: per cent of that time by part of the network. Rows
 `fast/<task>/<batch>/<device>/<way>`: the finished checkpoint, the same requests decoded in several ways in turn.
 Seconds of any size with random weights, beside the paper's, are `plan.timing`.
 """
@@ -13,7 +14,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from statistics import median
+from functools import partial
+from statistics import mean
 
 import numpy as np
 import pandas as pd
@@ -31,6 +33,7 @@ from omnidiff_lite.pipeline import OmniDiffusion
 from omnidiff_lite.plan.device import Rates, device_name, device_of, measure_rates
 from omnidiff_lite.plan.exact_speed import SMALL, exact_speed
 from omnidiff_lite.plan.floor import decoding_work
+from omnidiff_lite.plan.profile import PARTS, REST, profile_records
 from omnidiff_lite.provenance import provenance
 from omnidiff_lite.world.dataset import samples
 
@@ -55,6 +58,8 @@ def bench(preset: Preset, artifacts: Artifacts, device: str | torch.device = "cp
     rates = measure_rates(device, model.denoiser.dtype)
     records = [record for size in ids for length in masks
                for record in exact_records(size, length, device, repeats, seed)]
+    records += [record for size in (min(ids), max(ids))
+                for record in profile_records(TABLE, size, max(masks), device, EXACT_STEPS, repeats, seed)]
     for task in tasks:
         for batch, count in items.items():
             found = compare_decoding(task, model, judges, samples(task, "test", count, seed, preset.world),
@@ -117,15 +122,16 @@ def fast_records(found: Compared, prefix: str, model: OmniDiffusion, rates: Rate
 
 def _floor(found: Compared, model: OmniDiffusion, rates: Rates) -> dict[str, Estimate]:
     """The least seconds an answer takes without a cache in as many passes as `exact`: weights read once a pass for the
-    whole batch, multiplications for each answer. The prompt is left out."""
-    passes = found.rounds.loc[found.rounds["way"] == "exact", "passes"].median()
-    length = round(median(len(answer.ids) for answer in found.answers["exact"]))
-    vocabulary, denoiser = model.tokenizers.vocabulary, model.denoiser
+    whole batch, multiplications for each answer in its own passes (means over answers). The prompt is left out."""
+    vocabulary, denoiser, answers = model.tokenizers.vocabulary, model.denoiser, found.answers["exact"]
     ids = vocabulary.image_range if found.task in ("t2i", "s2i") else vocabulary.speech_range
-    work = decoding_work(denoiser.config, 0, length, round(passes), number_bytes=denoiser.dtype.itemsize,
-                         allowed=len(ids))
-    return {"floor_bytes_s": _at(work.bytes / found.settings.batch, rates.bandwidth),
-            "floor_flops_s": _at(work.flops, rates.matmul)}
+    work = partial(decoding_work, denoiser.config, 0, number_bytes=denoiser.dtype.itemsize, allowed=len(ids))
+    passes = found.rounds.loc[found.rounds["way"] == "exact", "passes"].median()
+    shortest = min(len(answer.ids) for answer in answers)
+    flops = mean(work(len(answer.ids), sum(bool(step.decided.any()) for step in answer.trace)).flops
+                 for answer in answers)
+    return {"floor_bytes_s": _at(work(shortest, round(passes)).bytes / found.settings.batch, rates.bandwidth),
+            "floor_flops_s": _at(flops, rates.matmul)}
 
 
 def _at(amount: float, rate: Estimate) -> Estimate:
@@ -141,15 +147,17 @@ SHOWN = {"ratio_to_plain": ("x plain", 2, True), "identical": ("same %", 0, Fals
          "latency_s": ("whole s", 3, False), "tokens_per_second": ("tokens/s", 0, False),
          "forward_passes": ("passes", 0, False), "memory_gib": ("GiB", 2, False),
          "floor_bytes_s": ("floor: bytes", 4, False), "floor_flops_s": ("floor: FLOPs", 4, False)}
+SHOWN |= {part: (f"{part} %", 0, False) for part in (*PARTS, REST)}
 
 
 def bench_report(records: Sequence[Record]) -> str:
-    """The rows of both kinds as two tables of text."""
-    return "\n\n".join(bench_table(records, kind).to_string() for kind in ("exact", "fast"))
+    """The rows of each kind as a table of text."""
+    kinds = ("exact", "profile", "fast")
+    return "\n\n".join(table.to_string() for table in (bench_table(records, kind) for kind in kinds) if len(table))
 
 
 def bench_table(records: Sequence[Record], kind: str) -> pd.DataFrame:
-    """`kind` "exact" or "fast": a row a setting, in cells of text; seconds are an answer's. Quality is the task's own
+    """`kind` "exact", "profile" or "fast": a row a setting, in cells of text; seconds are an answer's. Quality is the task's own
     (pictures all right, or words wrong), with its interval and n; the other intervals are in the records."""
     rows: dict[str, dict[str, str]] = {}
     for record in records:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
+from torch import Tensor
 
 from omnidiff_lite.backbone import Denoiser, DenoiserConfig
 from omnidiff_lite.config import DenoiserSize
@@ -46,12 +47,9 @@ def exact_speed(ids: int, masks: int, device: str | torch.device = "cpu", steps:
     is slow for a while is slow for both; a first turn of each is not counted.
     """
     model = random_denoiser(ids, size, seed).to(device)
-    v = vocabulary(ids)
-    canvas = answer_canvas(v, ["image"], {"image": masks})
+    prompt, canvas, config = picture_request(ids, masks, steps, seed)
     if not limited:
         canvas = Canvas(canvas.ids)
-    prompt = torch.randint(v.text, (PROMPT,), generator=torch.Generator().manual_seed(seed))
-    config = DecodingConfig.paper("t2i", v).replace(length=None, steps=steps, seed=seed)
     seconds: dict[str, list[float]] = {"plain": [], "fast": []}
     found = {}
     for _ in range(repeats + 1):
@@ -61,6 +59,14 @@ def exact_speed(ids: int, masks: int, device: str | torch.device = "cpu", steps:
             seconds[name] += seconds_of(work, torch.device(device))
     same = [torch.equal(a, b) for a, b in zip(found["plain"].history, found["fast"].history, strict=True)]
     return ExactSpeed(seconds["plain"][1:], seconds["fast"][1:], all(same))
+
+
+def picture_request(ids: int, masks: int, steps: int | None, seed: int = 0) -> tuple[Tensor, Canvas, DecodingConfig]:
+    """A random prompt [30], the canvas of a picture of `masks` tokens, and the paper's settings in `steps` steps."""
+    v = vocabulary(ids)
+    prompt = torch.randint(v.text, (PROMPT,), generator=torch.Generator().manual_seed(seed))
+    config = DecodingConfig.paper("t2i", v).replace(length=None, steps=steps, seed=seed)
+    return prompt, answer_canvas(v, ["image"], {"image": masks}), config
 
 
 def vocabulary(ids: int) -> Vocabulary:
