@@ -15,13 +15,13 @@ from omnidiff_lite.cli import main
 from omnidiff_lite.config import load_preset
 from omnidiff_lite.diffusion.head import Head
 from omnidiff_lite.diffusion.plain import decode_plain
-from omnidiff_lite.plan.bench import bench, bench_file, bench_report, bench_table
+from omnidiff_lite.plan.bench import bench, bench_file, bench_report, bench_table, fastest_without_loss
 from omnidiff_lite.plan.exact_speed import random_denoiser
 from omnidiff_lite.plan.profile import PARTS, REST, stopwatches
 from omnidiff_lite.evaluation.decoding import Compared, Trials, Way, compare_decoding, decoding_by, with_lengths
 from omnidiff_lite.evaluation.exams import EXAMS, Measure
 from omnidiff_lite.evaluation.judges import Judges
-from omnidiff_lite.evaluation.records import read_records
+from omnidiff_lite.evaluation.records import Record, read_records
 from omnidiff_lite.evaluation.requests import Settings
 from omnidiff_lite.evaluation.scene_analysis import repeats
 from omnidiff_lite.world.dataset import samples
@@ -240,6 +240,21 @@ def test_a_part_inside_of_a_part_is_counted_once():
     with stopwatches(denoiser) as seconds:
         denoiser.model.embed_tokens(torch.arange(8)[None])
     assert seconds["embedding"] > 0 and seconds["transformer"] == seconds["head"] == 0
+
+
+def test_the_fastest_without_a_shown_loss():
+    def way(name, ratio, low, high, task="tts"):
+        row = f"fast/{task}/1/cpu/{name}"
+        return [Record("bench", row, "ratio_to_plain", ratio, n=4),
+                Record("bench", row, "quality_minus_plain", (low + high) / 2, low, high, n=4)]
+
+    errors = [*way("cache", 3.0, -1.0, 1.0), *way("few steps", 6.0, 2.0, 5.0), *way("better", 4.0, -3.0, -1.0)]
+    found, = fastest_without_loss(errors).to_dict("records")
+    assert (found["fastest without a shown loss"], found["times as fast"], found["5 times"]) == ("better", 4, "not reached")
+    right = [*way("few steps", 6.0, -5.0, -2.0, "t2i"), *way("threshold", 5.5, -9.0, 0.0, "t2i")]
+    found, = fastest_without_loss(right).to_dict("records")
+    assert found["fastest without a shown loss"] == "threshold" and found["5 times"] == "reached"
+    assert fastest_without_loss([]).empty
 
 
 def test_each_kind_of_device_has_its_file():

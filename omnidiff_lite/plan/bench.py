@@ -26,6 +26,7 @@ from omnidiff_lite.config import Preset
 from omnidiff_lite.diffusion.plain import decode_plain
 from omnidiff_lite.evaluation.decoding import Compared, Way, compare_decoding, decoding_by
 from omnidiff_lite.evaluation.judges import Judges
+from omnidiff_lite.evaluation.exams import EXAMS
 from omnidiff_lite.evaluation.records import Record, measured, with_provenance
 from omnidiff_lite.evaluation.statistics import Estimate, median_interval, proportion_interval
 from omnidiff_lite.evaluation.suite import autoregressive_twin, finished_system
@@ -167,6 +168,32 @@ def bench_table(records: Sequence[Record], kind: str) -> pd.DataFrame:
     frame = pd.DataFrame.from_dict(rows, orient="index")
     order = [heading for heading, *_ in SHOWN.values() if heading in frame]
     return frame[order].fillna("").rename_axis(kind)
+
+
+def fastest_without_loss(records: Sequence[Record], bar: float = 5.0) -> pd.DataFrame:
+    """For each task and batch the fastest way whose change of quality from the plain decoder is not shown to be for the
+    worse (its interval reaches 0): times as fast, change with interval, n; and whether that is `bar` times."""
+    cells: dict[str, dict[str, Record]] = {}
+    for record in records:
+        if record.row.startswith("fast/"):
+            cells.setdefault(record.row, {})[record.column] = record
+    rows: dict[str, dict[str, object]] = {}
+    for row, found in cells.items():
+        setting, _, way = row.removeprefix("fast/").rpartition("/")
+        ratio, change = found["ratio_to_plain"], found.get("quality_minus_plain")
+        if change is None or change.low is None or not _no_loss(setting.partition("/")[0], change):
+            continue
+        if ratio.value > rows.get(setting, {"times as fast": 0.0})["times as fast"]:
+            rows[setting] = {"fastest without a shown loss": way, "times as fast": ratio.value,
+                             "change": _cell(change, 1, True), "n": change.n}
+    frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("task/batch/device")
+    if not rows:
+        return frame
+    return frame.assign(**{f"{bar:g} times": ["reached" if r >= bar else "not reached" for r in frame["times as fast"]]})
+
+
+def _no_loss(task: str, change: Record) -> bool:
+    return change.low <= 0 if EXAMS[task].measures[0].better == "low" else change.high >= 0
 
 
 def _cell(record: Record, digits: int, ends: bool) -> str:
