@@ -90,4 +90,7 @@ def _page(number: str, records: Sequence[Record]) -> str:
 def _made(records: Sequence[Record]) -> str:
     made = records[0].provenance
     steps = f", {made['steps']:g} L decoding steps" if "steps" in made else ""
-    return f"Preset {made['preset']}, seed {made['seed']}{steps}; {made['hardware']}."
+    ways = "; ".join(f"{task}: {', '.join(f'{key} {value}' for key, value in way.items())}"
+                     for task, way in made.get("decoding", {}).items() if way)
+    other = f" Decoded otherwise than the paper: {ways}." if ways else ""
+    return f"Preset {made['preset']}, seed {made['seed']}{steps}; {made['hardware']}.{other}"
