@@ -162,11 +162,13 @@ def _decoding(changes: dict[str, Any], task: str) -> dict[str, Any]:
 
 
 def _benchmark_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", choices=("librispeech", "libritts", "pope", "mme", "seed2plus", "mmmu"))
+    parser.add_argument("name", choices=("librispeech", "libritts", "pope", "mme", "seed2plus", "mmmu", "coco"))
     parser.add_argument("directory", type=Path, help="its files, as published")
     parser.add_argument("--pictures", type=Path, help="the folder of its pictures, where they lie elsewhere")
-    parser.add_argument("--part", help="one strategy of POPE, or one subtask of MME (default: all)")
+    parser.add_argument("--part", help="one strategy of POPE, subtask of MME, or task of COCO (default: all)")
     parser.add_argument("--items", type=int, help="only the first so many (default: all)")
+    parser.add_argument("--speaker", default="espeak", help="who says COCO's captions: espeak, in voices that training "
+                        "has not, or an installed synthesiser")
     preset_arguments(parser)
     parser.add_argument("--seed", type=int, default=0)
 
@@ -187,10 +189,22 @@ def _benchmark(options: argparse.Namespace) -> None:
     join()
     preset = load(options)
     rows = read_benchmark(options.name, options.directory, options.items, part=options.part, pictures=options.pictures)
+    if options.speaker != "espeak":
+        rows = _respoken(options, rows, Artifacts.of(preset.name).cache)
     model, judges = finished_system(preset, Artifacts.of(preset.name))
     records = evaluate_benchmark(options.name, model, judges, rows, Settings.of(preset, seed=options.seed))
     if is_first():
         print(to_markdown(comparison(records)))
+
+
+def _respoken(options: argparse.Namespace, rows: list[Any], cache: Path) -> list[Any]:
+    """COCO's rows with their captions said by `--speaker`, whose recordings are kept in `cache`."""
+    from omnidiff_lite.data.benchmark_coco import respoken
+    from omnidiff_lite.world.synthesisers import synthesiser
+
+    if "s2i" not in rows[0].meta.get("tasks", ()):
+        raise ValueError("--speaker says COCO's captions for its task s2i, which is not asked for; leave it out")
+    return respoken(rows, synthesiser(options.speaker), cache / "spoken" / options.speaker, options.seed)
 
 
 def _table_arguments(parser: argparse.ArgumentParser) -> None:

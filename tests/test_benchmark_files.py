@@ -14,15 +14,18 @@ import pytest
 
 from omnidiff_lite.chat import AUDIO, IMAGE, task_of
 from omnidiff_lite.data import benchmark_exams
+from omnidiff_lite.data.benchmark_coco import CAPTIONS, TASKS, as_task, respoken
 from omnidiff_lite.data.benchmark_files import BENCHMARKS, BenchmarkError, read_benchmark
 from omnidiff_lite.data.benchmark_vision import SEED_FILE, SUBTASKS
 from omnidiff_lite.data.jsonl import read_samples, write_samples
 from omnidiff_lite.evaluation.benchmarks import _PROTOCOLS, evaluate_benchmark
 from omnidiff_lite.evaluation.judges import Judges
-from omnidiff_lite.evaluation.requests import Settings, media_refs, reference_speech, requests_of
+from omnidiff_lite.evaluation.requests import Settings, media_refs, reference_images, reference_speech, requests_of
 from omnidiff_lite.evaluation.speech import evaluate_asr
 from omnidiff_lite.evaluation.vision import evaluate_mme, evaluate_pope, evaluate_seed_bench
 from omnidiff_lite.media import Image, Speech, Text, Waveform
+from omnidiff_lite.world.voices import parse_speech
+from omnidiff_lite.world.voices import test_voices as voices_of_tests
 
 QUICK = Settings(bootstrap=50)
 ASK = " Please answer yes or no."
@@ -341,6 +344,62 @@ def test_mmmus_pictures_need_a_folder_that_can_be_written(mmmu):
         read_benchmark("mmmu", root, pictures=root / "taken")
 
 
+# --- COCO -------------------------------------------------------------------------------------------------------------
+
+
+def coco_file(images=(73, 42), captions=((73, "A motorcycle  parked\n on gravel. "), (42, "A pair of shoes."),
+                                         (73, "An old bike."), (42, "A dog on shoes"))):
+    return json.dumps({"info": {}, "licenses": [], "images": [
+        {"id": number, "file_name": f"COCO_val2014_{number:0>12}.jpg", "height": 8, "width": 8} for number in images],
+        "annotations": [{"id": n, "image_id": number, "caption": text} for n, (number, text) in enumerate(captions)]})
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Two pictures with two captions each, in no order."""
+    for number in (42, 73):
+        picture(tmp_path / f"val2014/COCO_val2014_{number:012d}.jpg")
+    file(tmp_path / CAPTIONS, coco_file())
+    return tmp_path
+
+
+def test_cocos_pictures_stand_by_id_with_all_their_captions(coco):
+    first, second = read_benchmark("coco", coco)
+    assert first.messages == [{"role": "user", "content": f"Describe the image in detail.\n{IMAGE}"},
+                              {"role": "assistant", "content": "A pair of shoes."}]
+    assert (first.task, first.images) == ("captioning", [str(coco / "val2014/COCO_val2014_000000000042.jpg")])
+    assert {key: first.meta[key] for key in ("id", "captions", "caption", "answer", "tasks")} == {
+        "id": "42", "captions": ["A pair of shoes.", "A dog on shoes"], "caption": "A pair of shoes.",
+        "answer": "A pair of shoes.", "tasks": list(TASKS)}
+    assert second.meta["captions"] == ["A motorcycle parked on gravel.", "An old bike."]
+    assert "scene" not in first.meta, "a photograph's scene is not known"
+
+
+def test_a_picture_of_coco_serves_three_tasks(coco):
+    row = read_benchmark("coco", coco)[0]
+    drawn, spoken = as_task(row, "t2i"), as_task(row, "s2i")
+    assert requests_of([drawn]) == [[Text("A pair of shoes.")]] and as_task(row, "captioning") is row
+    assert [type(part) for part in requests_of([spoken])[0]] == [Speech]
+    words, voice = parse_speech(spoken.audios[0])
+    assert words == "A pair of shoes." and voice in voices_of_tests()
+    assert reference_images([drawn])[0].size == reference_images([spoken])[0].size == (8, 8)
+
+
+def test_cocos_captions_may_be_said_by_another_speaker(coco, tmp_path_factory):
+    class Speaker:
+        voices, said = ("ann", "bob"), []
+
+        def speak(self, text, voice):
+            self.said.append((text, voice))
+            return Waveform(np.full(3200, 0.1, np.float32), 16000)
+
+    speaker, out = Speaker(), tmp_path_factory.mktemp("spoken")
+    rows = respoken(read_benchmark("coco", coco, part="s2i"), speaker, out)
+    assert [text for text, _ in speaker.said] == ["A pair of shoes.", "A motorcycle parked on gravel."]
+    assert all(requests_of([as_task(row, "s2i")])[0][0].load().seconds == 0.2 for row in rows)
+    assert respoken(rows, speaker, out) == rows and len(speaker.said) == 2, "said once"
+
+
 # --- faults of the files ----------------------------------------------------------------------------------------------
 
 
@@ -408,6 +467,20 @@ FAULTS = {  # benchmark, what is done to its directory, the message
     "SEED id twice": ("seed2plus", write(SEED_FILE, json.dumps([seed_question(0, "A")] * 2)),
                       "question 2: the id '0' stands twice, first in .*question 1"),
     "no questions": ("seed2plus", write(SEED_FILE, "[]"), "holds no rows of seed2plus; it should hold questions in"),
+    "no captions": ("coco", remove(CAPTIONS), r"captions_val2014\.json: is not there; give the folder that holds anno"),
+    "broken captions": ("coco", write(CAPTIONS, coco_file()[:90]), r"captions_val2014\.json: not JSON .*again"),
+    "captions of nothing": ("coco", write(CAPTIONS, "[]"), r"captions_val2014\.json: holds no list of images; unpack"),
+    "no annotations": ("coco", write(CAPTIONS, '{"images": []}'), "holds no list of annotations; unpack annotations_tr"),
+    "unknown picture": ("coco", write(CAPTIONS, coco_file(captions=[(7, "A dog.")])),
+                        "annotation 1: a caption of the picture 7, which is not among the images; unpack annotations"),
+    "picture without words": ("coco", write(CAPTIONS, coco_file(captions=[(42, "A dog.")])),
+                              "image 1: the picture 73 has no caption; unpack annotations"),
+    "empty caption": ("coco", write(CAPTIONS, coco_file(captions=[(42, "\n")])), r"annotation 1: 'caption' is '\\n'"),
+    "picture twice": ("coco", write(CAPTIONS, coco_file(images=(73, 42, 73))),
+                      "image 3: the id 73 stands twice, first in .*image 1; unpack"),
+    "no number": ("coco", write(CAPTIONS, coco_file(images=("x",))), "image 1: 'id' is 'x', not a whole number; unpack"),
+    "no photograph": ("coco", remove("val2014/COCO_val2014_000000000073.jpg"),
+                      r"image 1: names .*0073\.jpg, which is not there; unpack val2014\.zip beside annotations/"),
 }
 FIXTURES = {"seed2plus": "seed"}
 
@@ -451,7 +524,7 @@ def test_a_missing_or_empty_directory(name, tmp_path):
 
 
 @pytest.mark.parametrize("name, limit", [("librispeech", 2), ("libritts", 1), ("pope", 5), ("mme", 6),
-                                         ("seed2plus", 1)])
+                                         ("seed2plus", 1), ("coco", 1)])
 def test_a_limit_takes_the_first_rows_of_a_fixed_order(name, limit, request):
     directory = request.getfixturevalue(FIXTURES.get(name, name))
     rows = read_benchmark(name, directory)
@@ -501,6 +574,49 @@ def test_multiple_choice_asks_what_fits_a_request(mmmu):
     assert values("mmmu", rows, *(row.meta["answer"] for row in one)) == {("diffusion", "mmmu_val"): 100}
     with pytest.raises(ValueError, match="several pictures"):
         values("mmmu", [row for row in rows if len(row.images) > 1])
+
+
+class Eye:
+    """A text scores 1 beside a red picture, else 0; pictures score 1 beside their like."""
+
+    def similarity(self, texts, images):
+        return np.array([float(image.getpixel((0, 0)) == (255, 0, 0)) for image in images])
+
+    def image_similarity(self, a, b):
+        return np.array([float(x.getpixel((0, 0)) == y.getpixel((0, 0))) for x, y in zip(a, b)])
+
+
+class Artist(Model):
+    """Draws red; a caption is the first picture's second one."""
+
+    def __init__(self):
+        self.asked = []
+
+    def generate_many(self, requests, to, task=None, decoding=None, seed=0, batch_size=16):
+        self.asked.append((task, to, decoding))
+        return [Reply("A dog on shoes", image=PIL.Image.new("RGB", (8, 8), "red")) for _ in requests]
+
+
+def test_cocos_three_tasks_are_scored_without_a_scene(coco):
+    PIL.Image.new("RGB", (8, 8), "red").save(coco / "val2014/COCO_val2014_000000000073.jpg", "PNG")
+    artist, eye = Artist(), Eye()
+    records = evaluate_benchmark("coco", artist, Judges(None, eye, eye), read_benchmark("coco", coco), QUICK)
+    found = {(r.row, r.column): r.value for r in records}
+    assert [(task, to) for task, to, _ in artist.asked] == [("captioning", "text"), ("t2i", "image"), ("s2i", "image")]
+    assert {r.table for r in records} == {"table2_vision"} and all(r.n == 2 for r in records)
+    assert found.keys() == {("diffusion", "caption_bleu4"), ("diffusion", "caption_cider"), *(
+        (row, f"{prefix}{column}") for row in ("diffusion", "real data (ceiling)") for prefix in ("", "s2i_")
+        for column in ("clip_t", "clip_i", "image_missing"))}
+    assert found["diffusion", "clip_t"] == 1 and found["diffusion", "s2i_clip_i"] == 0.5
+    assert found["real data (ceiling)", "clip_t"] == 0.5 and found["real data (ceiling)", "s2i_clip_i"] == 1
+    assert found["diffusion", "caption_bleu4"] > 0, "any of a picture's captions is right"
+
+
+def test_a_part_of_coco_is_one_task(coco):
+    artist = Artist()
+    rows = read_benchmark("coco", coco, part="captioning")
+    records = evaluate_benchmark("coco", artist, Judges(None, None, None), rows, QUICK)
+    assert {r.column for r in records} == {"caption_bleu4", "caption_cider"} and len(artist.asked) == 1
 
 
 def test_each_reader_has_a_protocol():

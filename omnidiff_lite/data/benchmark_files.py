@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from omnidiff_lite.chat import Sample
-from omnidiff_lite.data import benchmark_exams, benchmark_speech, benchmark_vision
+from omnidiff_lite.data import benchmark_coco, benchmark_exams, benchmark_speech, benchmark_vision
 from omnidiff_lite.data.benchmark_rows import BenchmarkError, Row, folder
 
 __all__ = ["BENCHMARKS", "Benchmark", "BenchmarkError", "read_benchmark"]
@@ -43,6 +43,8 @@ BENCHMARKS = {
                            pictures="."),
     "mmmu": Benchmark(benchmark_exams.read_mmmu, "<subject>/validation-*.parquet with multiple-choice questions",
                       pictures="pictures"),
+    "coco": Benchmark(benchmark_coco.read_coco, f"{benchmark_coco.CAPTIONS} and {benchmark_coco.PICTURES}/",
+                      parts=benchmark_coco.TASKS, pictures=benchmark_coco.PICTURES),
 }
 
 
@@ -51,8 +53,8 @@ def read_benchmark(name: str, directory: str | Path, limit: int | None = None, *
     """The rows of a benchmark, in an order that depends on its files alone.
 
     `name`: one of `BENCHMARKS`. `limit`: only the first so many rows; what stands after them is not checked. `part`:
-    one strategy of POPE or one subtask of MME (default: all). `pictures`: the folder of POPE's or SEED-Bench-2-Plus's
-    pictures (default: within `directory`, as unpacked), or where MMMU's are unpacked to.
+    one strategy of POPE, one subtask of MME or one task of COCO (default: all). `pictures`: the folder of POPE's,
+    SEED-Bench-2-Plus's or COCO's pictures (default: within `directory`, as unpacked), or where MMMU's are unpacked to.
 
     Raises `BenchmarkError` for a name, part or limit that does not fit, and at the first fault in the files: one that
     is missing, a line that is malformed, an answer that cannot be scored, an id that stands twice, no rows at all.

@@ -75,14 +75,14 @@ def _vqa_script(sample: Sample, speaker: Synthesiser, seed: int) -> Script | Non
         question, answer = sdvi.question_of(each), sdvi.answer_of(each)
         return (Sample(build_messages("svqa", answer=answer), sample.images, [], "svqa",
                        {"question": question, "answer": answer, "text": question}),
-                [(question, _voice(speaker, seed, sample.images[0], question)), (answer, speaker.answer_voice)])
+                [(question, voice_of(speaker, seed, sample.images[0], question)), (answer, speaker.answer_voice)])
     return None
 
 
 def _image_script(sample: Sample, speaker: Synthesiser, seed: int) -> Script:
     caption = sample.meta["caption"]
     return (Sample(build_messages("s2i", answer=""), sample.images, [], "s2i", {"caption": caption, "text": caption}),
-            [(caption, _voice(speaker, seed, sample.images[0], caption))])
+            [(caption, voice_of(speaker, seed, sample.images[0], caption))])
 
 
 SCRIPTS: dict[str, Callable[[Sample, Synthesiser, int], Script | None]] = {"svqa": _vqa_script, "s2i": _image_script}
@@ -98,8 +98,8 @@ def _llava_row(sample: Sample) -> sdvi.Row | None:
         {"from": "gpt", "value": turns[1]["content"]}]}
 
 
-def _voice(speaker: Synthesiser, seed: int, *key: str) -> str:
-    """Depends on the seed and the sample, not on the other ones."""
+def voice_of(speaker: Synthesiser, seed: int, *key: str) -> str:
+    """Who says a sample: depends on the seed and the sample, not on the other ones."""
     return speaker.voices[int(stream("sdvi voice", seed, *map(os.path.basename, key)).integers(len(speaker.voices)))]
 
 
@@ -110,15 +110,18 @@ def _spoken(script: Script | None, out: Path, speaker: Synthesiser, where: str, 
         return None
     sample, said = script
     try:
-        sample.audios = [_recording(text, voice, out, speaker) for text, voice in said]
+        sample.audios = [recording(text, voice, out, speaker) for text, voice in said]
     except (VoiceError, MediaError) as error:
         log.skip(where, str(error))
         return None
     return sample
 
 
-def _recording(text: str, voice: str, out: Path, speaker: Synthesiser) -> str:
-    """A file of its own for each text and voice, written whole; relative to `out`."""
+def recording(text: str, voice: str, out: Path, speaker: Synthesiser) -> str:
+    """`text` in `voice`, a file of its own under `out`, made unless it is there, written whole; relative to `out`.
+
+    Raises `VoiceError` or `MediaError` for what cannot be spoken.
+    """
     name = f"audios/{hashlib.sha256(json.dumps([voice, text]).encode()).hexdigest()[:20]}.flac"
     if not (out / name).exists():
         wave = load_waveform(speaker.speak(text, voice))  # not silent, not longer than the encoder takes

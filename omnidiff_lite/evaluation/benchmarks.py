@@ -11,18 +11,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from omnidiff_lite.chat import Sample
+from omnidiff_lite.data.benchmark_coco import as_task
+from omnidiff_lite.evaluation.alignment import evaluate_pictures, evaluate_s2i, evaluate_t2i
 from omnidiff_lite.evaluation.judges import Judges
 from omnidiff_lite.evaluation.records import Record
-from omnidiff_lite.evaluation.requests import Model, Settings, meta, reference_speech
+from omnidiff_lite.evaluation.requests import Model, ReferenceImages, Settings, meta, reference_speech
 from omnidiff_lite.evaluation.speech import evaluate_asr, evaluate_recordings, evaluate_tts, skipping_records
-from omnidiff_lite.evaluation.vision import evaluate_mme, evaluate_pope, evaluate_seed_bench
+from omnidiff_lite.evaluation.vision import evaluate_captioning, evaluate_mme, evaluate_pope, evaluate_seed_bench
+
+CEILING = "real data (ceiling)"
 
 
 def evaluate_benchmark(name: str, model: Model, judges: Judges, samples: Sequence[Sample],
                        settings: Settings = Settings()) -> list[Record]:
     """Records of one benchmark's rows, with the columns of the kit's own tables.
 
-    LibriTTS also gets the judge's ceiling on its recordings. Raises `KeyError` for a name that no reader has.
+    LibriTTS and COCO also get the judges' ceilings on their own recordings and pictures. Raises `KeyError` for a name
+    that no reader has.
     """
     return _PROTOCOLS[name](model, judges, samples, settings)
 
@@ -36,7 +41,7 @@ def _libritts(model: Model, judges: Judges, samples: Sequence[Sample], settings:
     kept, items = evaluate_tts(model, judges.recognition, samples, settings)
     ceiling = evaluate_recordings(judges.recognition, reference_speech(samples, settings),
                                   [meta(sample, "text") for sample in samples],
-                                  replace(settings, row="real data (ceiling)"))[0]
+                                  replace(settings, row=CEILING))[0]
     return kept + skipping_records(items, settings) + ceiling
 
 
@@ -63,6 +68,33 @@ def _choices(column: str) -> Callable[..., list[Record]]:
     return evaluate
 
 
+def _coco(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:
+    """Each task that the rows name, on all of them."""
+    records = []
+    for task in meta(samples[0], "tasks"):
+        records += _COCO[task](model, judges, [as_task(sample, task) for sample in samples], settings)
+    return records
+
+
+def _described(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:
+    return evaluate_captioning(model, samples, settings)[0]
+
+
+def _drawn(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:
+    return evaluate_t2i(model, judges, samples, settings)[0] + _photographs(judges, samples, settings)
+
+
+def _drawn_from_speech(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:
+    ceiling = _photographs(judges, samples, settings)
+    return evaluate_s2i(model, judges, samples, settings)[0] + [replace(r, column=f"s2i_{r.column}") for r in ceiling]
+
+
+def _photographs(judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:
+    """What the judges give to the pictures themselves, of which no scene is known to compare with."""
+    return evaluate_pictures(judges, ReferenceImages(samples, settings), samples, replace(settings, row=CEILING))[0]
+
+
+_COCO = {"captioning": _described, "t2i": _drawn, "s2i": _drawn_from_speech}
 _PROTOCOLS: dict[str, Callable[..., list[Record]]] = {
     "librispeech": _librispeech, "libritts": _libritts, "pope": _pope, "mme": _mme,
-    "seed2plus": _choices("seed2plus"), "mmmu": _choices("mmmu_val")}
+    "seed2plus": _choices("seed2plus"), "mmmu": _choices("mmmu_val"), "coco": _coco}
