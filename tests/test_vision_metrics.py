@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sacrebleu
 
-from omnidiff_lite.evaluation.cider import cider_scores
+from omnidiff_lite.evaluation.cider import caption_words, cider_scores
 from omnidiff_lite.evaluation.requests import Settings
 from omnidiff_lite.evaluation.statistics import bootstrap_interval, ratio
 from omnidiff_lite.evaluation.vision import (bleu, bleu_statistics, chosen_letter, mme_scores, multiple_choice_accuracy,
@@ -136,6 +136,14 @@ def test_cider_punishes_length_and_clips_repeats():
     unigram, bigram, trigram = 3 / math.sqrt(11 * 3), 2 / math.sqrt(6 * 2), 1 / math.sqrt(3)
     assert short[0] == pytest.approx(7.5)
     assert long[0] == pytest.approx(2.5 * (unigram + bigram + trigram) * math.exp(-4 / 72))
+
+
+def test_captions_are_compared_without_case_and_punctuation():
+    """As COCO's server does, whose references nearly all end in a full stop."""
+    plain, typed = "a man's black-and-white dog", "A man's black-and-white dog."
+    assert caption_words(typed) == ["a", "man", "'s", "black-and-white", "dog"] == caption_words(f"'{plain}'")
+    assert cider_scores([plain, "x"], [[typed], ["y"]])[0] == pytest.approx(10)
+    assert float(bleu(np.array(bleu_statistics(plain, [typed])))) == pytest.approx(100)
 
 
 def test_cider_averages_over_references_and_refuses_none():

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from omnidiff_lite.chat import Sample, build_messages
-from omnidiff_lite.evaluation.cider import cider_scores
+from omnidiff_lite.evaluation.cider import caption_words, cider_scores
 from omnidiff_lite.evaluation.records import Record, measured
 from omnidiff_lite.evaluation.requests import Model, Settings, ask, media_refs, meta
 from omnidiff_lite.evaluation.speech import Recogniser, transcribe_all
@@ -210,10 +210,14 @@ def picture_of(sample: Sample) -> str:
 
 
 def bleu_statistics(hypothesis: str, references: Sequence[str]) -> list[float]:
-    """BLEU's sums of one caption: matches of 1- to 4-grams, n-grams, hypothesis length, reference length."""
+    """BLEU's sums of one caption: matches of 1- to 4-grams, n-grams, hypothesis length, reference length.
+
+    Of `cider.caption_words`, as COCO's server has them: case and punctuation do not count.
+    """
     from sacrebleu.metrics import BLEU
 
-    score = BLEU(lowercase=True, effective_order=True).sentence_score(hypothesis, list(references))
+    said, *right = (" ".join(caption_words(text)) for text in (hypothesis, *references))
+    score = BLEU(tokenize="none", effective_order=True).sentence_score(said, right)
     return [*score.counts, *score.totals, score.sys_len, score.ref_len]
 
 
