@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     join()
     started, preset, changes = time.time(), load(options), overrides(options)
-    decoding = _decoding(changes, options.task)
+    decoding = _decoding(changes, [options.task])[options.task]
     model, judges = finished_system(preset, Artifacts.of(preset.name))
     if options.denoiser:
         model = with_denoiser(model, options.denoiser)
@@ -145,19 +146,22 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(write_records(options.out, with_provenance(records, origin)))
 
 
-def _decoding(changes: dict[str, Any], task: str) -> dict[str, Any]:
-    """Those of `changes` that are settings of decoding. Raises `ConfigError` for a wrong one, and for a change that a
-    finished checkpoint's evaluation would not notice."""
+def _decoding(changes: dict[str, Any], tasks: Sequence[str], others: Sequence[str] = ("evaluation", "world", "judges")
+              ) -> dict[str, dict[str, Any]]:
+    """Those of `changes` that are settings of decoding, by task. Raises `ConfigError` for a wrong one, and for a change
+    that a finished checkpoint's evaluation on `tasks` would not notice: it notices those of `others`."""
     from omnidiff_lite.config import ConfigError
     from omnidiff_lite.pipeline.settings import check_decoding
 
-    own = f"decoding.{task}."
+    own = {task: f"decoding.{task}." for task in tasks}
     for key in changes:
-        if not key.startswith(("evaluation.", "world.", "judges.", own)):
-            raise ConfigError(f"{key} has no effect on evaluating {task}: change keys of evaluation, world, judges or "
-                              f"decoding.{task}")
-    decoding = {key.removeprefix(own): value for key, value in changes.items() if key.startswith(own)}
-    check_decoding(task, decoding)
+        if not key.startswith((*(f"{name}." for name in others), *own.values())):
+            raise ConfigError(f"{key} has no effect on evaluating {', '.join(tasks)}: change keys of "
+                              f"{', '.join(others)} or {', '.join(f'decoding.{task}' for task in tasks)}")
+    decoding = {task: {key.removeprefix(begin): value for key, value in changes.items() if key.startswith(begin)}
+                for task, begin in own.items()}
+    for task, fields in decoding.items():
+        check_decoding(task, fields)
     return decoding
 
 
@@ -178,7 +182,7 @@ def _benchmark_arguments(parser: argparse.ArgumentParser) -> None:
 @arguments(_benchmark_arguments)
 def _benchmark(options: argparse.Namespace) -> None:
     from omnidiff_lite.artifacts import Artifacts
-    from omnidiff_lite.data.benchmark_files import read_benchmark
+    from omnidiff_lite.data.benchmark_files import read_benchmark, tasks_of
     from omnidiff_lite.evaluation.benchmarks import evaluate_benchmark
     from omnidiff_lite.evaluation.requests import Settings
     from omnidiff_lite.evaluation.suite import finished_system
@@ -188,11 +192,13 @@ def _benchmark(options: argparse.Namespace) -> None:
 
     join()
     preset = load(options)
+    decoding = _decoding(overrides(options), tasks_of(options.name, options.part), ("evaluation", "judges"))
     rows = read_benchmark(options.name, options.directory, options.items, part=options.part, pictures=options.pictures)
     if options.speaker != "espeak":
         rows = _respoken(options, rows, Artifacts.of(preset.name).cache)
     model, judges = finished_system(preset, Artifacts.of(preset.name))
-    records = evaluate_benchmark(options.name, model, judges, rows, Settings.of(preset, seed=options.seed))
+    settings = Settings.of(preset, seed=options.seed)
+    records = evaluate_benchmark(options.name, model, judges, rows, settings, decoding)
     if is_first():
         print(to_markdown(comparison(records)))
 

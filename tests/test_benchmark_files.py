@@ -15,7 +15,7 @@ import pytest
 from omnidiff_lite.chat import AUDIO, IMAGE, task_of
 from omnidiff_lite.data import benchmark_exams
 from omnidiff_lite.data.benchmark_coco import CAPTIONS, TASKS, as_task, respoken
-from omnidiff_lite.data.benchmark_files import BENCHMARKS, BenchmarkError, read_benchmark
+from omnidiff_lite.data.benchmark_files import BENCHMARKS, BenchmarkError, read_benchmark, tasks_of
 from omnidiff_lite.data.benchmark_vision import SEED_FILE, SUBTASKS
 from omnidiff_lite.data.jsonl import read_samples, write_samples
 from omnidiff_lite.evaluation.benchmarks import _PROTOCOLS, evaluate_benchmark
@@ -610,6 +610,26 @@ def test_cocos_three_tasks_are_scored_without_a_scene(coco):
     assert found["diffusion", "clip_t"] == 1 and found["diffusion", "s2i_clip_i"] == 0.5
     assert found["real data (ceiling)", "clip_t"] == 0.5 and found["real data (ceiling)", "s2i_clip_i"] == 1
     assert found["diffusion", "caption_bleu4"] > 0, "any of a picture's captions is right"
+
+
+def test_settings_of_decoding_go_to_their_task(coco, libritts):
+    artist, settings = Artist(), {"captioning": {}, "t2i": {"steps": 4}, "s2i": {"steps": 8}}
+    evaluate_benchmark("coco", artist, Judges(None, Eye(), Eye()), read_benchmark("coco", coco), QUICK, settings)
+    assert [decoding for *_, decoding in artist.asked] == [None, {"steps": 4}, {"steps": 8}]
+    artist = Artist()
+    rows = read_benchmark("libritts", libritts)
+    evaluate_benchmark("libritts", artist, Judges(Ear(), None, None), rows, QUICK, {"tts": {"steps": 0.125}})
+    assert artist.asked == [("tts", "speech", {"steps": 0.125})]
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmarks_tasks_are_those_that_its_rows_are_asked_as(name, request):
+    if name == "mmmu":
+        rows = read_benchmark(name, request.getfixturevalue(name)(*MMMU_ROWS))
+    else:
+        rows = read_benchmark(name, request.getfixturevalue(FIXTURES.get(name, name)))
+    assert {task for row in rows for task in row.meta.get("tasks", [row.task])} == set(tasks_of(name))
+    assert tasks_of("coco", "s2i") == ("s2i",) and tasks_of("mme", "color") == ("vqa",)
 
 
 def test_a_part_of_coco_is_one_task(coco):

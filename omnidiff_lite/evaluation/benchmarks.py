@@ -7,8 +7,9 @@ The same functions score the embedded world's items in notebooks 07 and 08.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from omnidiff_lite.chat import Sample
 from omnidiff_lite.data.benchmark_coco import as_task
@@ -23,13 +24,23 @@ CEILING = "real data (ceiling)"
 
 
 def evaluate_benchmark(name: str, model: Model, judges: Judges, samples: Sequence[Sample],
-                       settings: Settings = Settings()) -> list[Record]:
+                       settings: Settings = Settings(), decoding: Mapping[str, Mapping[str, Any]] = {}) -> list[Record]:
     """Records of one benchmark's rows, with the columns of the kit's own tables.
 
-    LibriTTS and COCO also get the judges' ceilings on their own recordings and pictures. Raises `KeyError` for a name
-    that no reader has.
+    `decoding`: by task, what differs from the settings'. LibriTTS and COCO also get the judges' ceilings on their own
+    recordings and pictures. Raises `KeyError` for a name that no reader has.
     """
-    return _PROTOCOLS[name](model, judges, samples, settings)
+    records = []
+    for task, rows in _by_task(samples).items():
+        how = replace(settings, decoding=decoding.get(task) or settings.decoding)
+        records += _PROTOCOLS[name](model, judges, rows, how)
+    return records
+
+
+def _by_task(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+    """Rows of one task, as all but COCO's are; those as samples of each task that they name."""
+    tasks = samples[0].meta.get("tasks")
+    return {task: [as_task(row, task) for row in samples] for task in tasks} if tasks else {samples[0].task: samples}
 
 
 def _librispeech(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:
@@ -69,32 +80,16 @@ def _choices(column: str) -> Callable[..., list[Record]]:
 
 
 def _coco(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:
-    """Each task that the rows name, on all of them."""
-    records = []
-    for task in meta(samples[0], "tasks"):
-        records += _COCO[task](model, judges, [as_task(sample, task) for sample in samples], settings)
-    return records
+    """Captions, or pictures drawn from them; of a photograph no scene is known, so pictures are judged alone."""
+    if samples[0].task == "captioning":
+        return evaluate_captioning(model, samples, settings)[0]
+    spoken = samples[0].task == "s2i"
+    photographs, how = ReferenceImages(samples, settings), replace(settings, row=CEILING)
+    ceiling = evaluate_pictures(judges, photographs, samples, how)[0]
+    records = (evaluate_s2i if spoken else evaluate_t2i)(model, judges, samples, settings)[0]
+    return records + [replace(record, column="s2i_" * spoken + record.column) for record in ceiling]
 
 
-def _described(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:
-    return evaluate_captioning(model, samples, settings)[0]
-
-
-def _drawn(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:
-    return evaluate_t2i(model, judges, samples, settings)[0] + _photographs(judges, samples, settings)
-
-
-def _drawn_from_speech(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:
-    ceiling = _photographs(judges, samples, settings)
-    return evaluate_s2i(model, judges, samples, settings)[0] + [replace(r, column=f"s2i_{r.column}") for r in ceiling]
-
-
-def _photographs(judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:
-    """What the judges give to the pictures themselves, of which no scene is known to compare with."""
-    return evaluate_pictures(judges, ReferenceImages(samples, settings), samples, replace(settings, row=CEILING))[0]
-
-
-_COCO = {"captioning": _described, "t2i": _drawn, "s2i": _drawn_from_speech}
 _PROTOCOLS: dict[str, Callable[..., list[Record]]] = {
     "librispeech": _librispeech, "libritts": _libritts, "pope": _pope, "mme": _mme,
     "seed2plus": _choices("seed2plus"), "mmmu": _choices("mmmu_val"), "coco": _coco}
