@@ -18,7 +18,7 @@ from omnidiff_lite.data.benchmark_coco import CAPTIONS, TASKS, as_task, respoken
 from omnidiff_lite.data.benchmark_files import BENCHMARKS, BenchmarkError, read_benchmark, tasks_of
 from omnidiff_lite.data.benchmark_vision import SEED_FILE, SUBTASKS
 from omnidiff_lite.data.jsonl import read_samples, write_samples
-from omnidiff_lite.evaluation.benchmarks import _PROTOCOLS, evaluate_benchmark
+from omnidiff_lite.evaluation.benchmarks import _PROTOCOLS, benchmark_text, evaluate_benchmark
 from omnidiff_lite.evaluation.judges import Judges
 from omnidiff_lite.evaluation.requests import Settings, media_refs, reference_images, reference_speech, requests_of
 from omnidiff_lite.evaluation.speech import evaluate_asr
@@ -470,7 +470,7 @@ FAULTS = {  # benchmark, what is done to its directory, the message
     "no captions": ("coco", remove(CAPTIONS), r"captions_val2014\.json: is not there; give the folder that holds anno"),
     "broken captions": ("coco", write(CAPTIONS, coco_file()[:90]), r"captions_val2014\.json: not JSON .*again"),
     "captions of nothing": ("coco", write(CAPTIONS, "[]"), r"captions_val2014\.json: holds no list of images; unpack"),
-    "no annotations": ("coco", write(CAPTIONS, '{"images": []}'), "holds no list of annotations; unpack annotations_tr"),
+    "no annotations": ("coco", write(CAPTIONS, '{"images": []}'), "holds no list of annotations; unpack annotations"),
     "unknown picture": ("coco", write(CAPTIONS, coco_file(captions=[(7, "A dog.")])),
                         "annotation 1: a caption of the picture 7, which is not among the images; unpack annotations"),
     "picture without words": ("coco", write(CAPTIONS, coco_file(captions=[(42, "A dog.")])),
@@ -478,7 +478,7 @@ FAULTS = {  # benchmark, what is done to its directory, the message
     "empty caption": ("coco", write(CAPTIONS, coco_file(captions=[(42, "\n")])), r"annotation 1: 'caption' is '\\n'"),
     "picture twice": ("coco", write(CAPTIONS, coco_file(images=(73, 42, 73))),
                       "image 3: the id 73 stands twice, first in .*image 1; unpack"),
-    "no number": ("coco", write(CAPTIONS, coco_file(images=("x",))), "image 1: 'id' is 'x', not a whole number; unpack"),
+    "no number": ("coco", write(CAPTIONS, coco_file(images=("x",))), "image 1: 'id' is 'x', not a whole number"),
     "no photograph": ("coco", remove("val2014/COCO_val2014_000000000073.jpg"),
                       r"image 1: names .*0073\.jpg, which is not there; unpack val2014\.zip beside annotations/"),
 }
@@ -637,6 +637,18 @@ def test_a_part_of_coco_is_one_task(coco):
     rows = read_benchmark("coco", coco, part="captioning")
     records = evaluate_benchmark("coco", artist, Judges(None, None, None), rows, QUICK)
     assert {r.column for r in records} == {"caption_bleu4", "caption_cider"} and len(artist.asked) == 1
+
+
+def test_the_papers_rows_are_those_of_the_same_columns(librispeech, coco):
+    shown = benchmark_text(evaluate_benchmark("librispeech", Model("a", "b", "c"), None,
+                                              read_benchmark("librispeech", librispeech), QUICK))
+    assert "paper-v1: LibriSpeech WER" in shown and "GLM-4-Voice" in shown and "LibriTTS" not in shown
+    assert "CosyVoice" not in shown, "it reports none of the columns"
+    judges = Judges(None, Eye(), Eye())
+    for part, reported in (("t2i", True), ("s2i", False)):
+        rows = read_benchmark("coco", coco, part=part)
+        shown = benchmark_text(evaluate_benchmark("coco", Artist(), judges, rows, QUICK))
+        assert ("| Omni-Diffusion | 0.235 | 0.667 |" in shown) == ("paper-icml: CLIP-I" in shown) == reported
 
 
 def test_each_reader_has_a_protocol():

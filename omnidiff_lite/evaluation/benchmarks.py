@@ -1,6 +1,7 @@
 """The protocols of tables 1 and 2 on the benchmarks' own files, read by `data.benchmark_files`.
 
     records = evaluate_benchmark("pope", model, judges, read_benchmark("pope", directory), settings)
+    print(benchmark_text(records))          # the paper's rows, and ours beside them
 
 The same functions score the embedded world's items in notebooks 07 and 08.
 """
@@ -9,18 +10,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 from omnidiff_lite.chat import Sample
 from omnidiff_lite.data.benchmark_coco import as_task
 from omnidiff_lite.evaluation.alignment import evaluate_pictures, evaluate_s2i, evaluate_t2i
 from omnidiff_lite.evaluation.judges import Judges
-from omnidiff_lite.evaluation.records import Record
+from omnidiff_lite.evaluation.records import Record, paper_records
 from omnidiff_lite.evaluation.requests import Model, ReferenceImages, Settings, meta, reference_speech
 from omnidiff_lite.evaluation.speech import evaluate_asr, evaluate_recordings, evaluate_tts, skipping_records
+from omnidiff_lite.evaluation.tables import table_text
 from omnidiff_lite.evaluation.vision import evaluate_captioning, evaluate_mme, evaluate_pope, evaluate_seed_bench
 
 CEILING = "real data (ceiling)"
+# Our columns, on the benchmark's own files -> the paper's of the same.
+PAPER = {"asr_wer": "librispeech_wer", "tts_wer": "libritts_wer", "pope_*": "pope", "mme_p": "mme_p",
+         "seed2plus_*": "seed2plus", "mmmu_val": "mmmu_val", "clip_t": "clip_t", "clip_i": "clip_i"}
+NOTE = ("Groups: paper-v1 = arXiv v1; paper-icml = the ICML camera-ready, quoted second-hand; ours = this checkpoint "
+        "on the benchmark's own files. The paper does not say which of POPE's figures it gives, how it scored multiple "
+        "choice, which pictures of COCO it drew and which CLIP judged them. Brackets: 95 % interval; n: test items.")
 
 
 def evaluate_benchmark(name: str, model: Model, judges: Judges, samples: Sequence[Sample],
@@ -35,6 +44,19 @@ def evaluate_benchmark(name: str, model: Model, judges: Judges, samples: Sequenc
         how = replace(settings, decoding=decoding.get(task) or settings.decoding)
         records += _PROTOCOLS[name](model, judges, rows, how)
     return records
+
+
+def benchmark_text(records: Sequence[Record]) -> str:
+    """The records of `evaluate_benchmark` as a Markdown table with its caption, beside what the paper reports of the
+    same columns."""
+    return table_text([*_reported(records), *records], None, NOTE)
+
+
+def _reported(records: Sequence[Record]) -> list[Record]:
+    wanted = {(record.table, reported) for record in records for ours, reported in PAPER.items()
+              if fnmatchcase(record.column, ours)}
+    return [record for table in sorted({table for table, _ in wanted}) for record in paper_records(table)
+            if (table, record.column) in wanted and record.value is not None]
 
 
 def _by_task(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
