@@ -209,8 +209,7 @@ def _benchmark(options: argparse.Namespace) -> None:
     if options.speaker and "s2i" not in tasks:
         raise ValueError("--speaker says COCO's captions for its task s2i, which is not asked for; leave it out")
     rows = read_benchmark(options.name, options.directory, options.items, part=options.part, pictures=options.pictures)
-    if options.speaker:
-        rows = _respoken(options, rows, artifacts.cache)
+    rows = _respoken(options, rows, artifacts.cache)
     model, judges = finished_system(preset, artifacts)
     settings = Settings.of(preset, seed=options.seed)
     records = evaluate_benchmark(options.name, model, judges, rows, settings, decoding)
@@ -221,10 +220,13 @@ def _benchmark(options: argparse.Namespace) -> None:
 
 
 def _respoken(options: argparse.Namespace, rows: list[Sample], cache: Path) -> list[Sample]:
-    """COCO's rows with their captions said by `--speaker`, whose recordings are kept in `cache`."""
+    """COCO's rows with their captions said by `--speaker`, whose recordings are kept in `cache`. espeak-ng speaks as it
+    does anyway, since a `Synthesiser` has its training voices."""
     from omnidiff_lite.data.benchmark_coco import respoken
     from omnidiff_lite.world.synthesisers import synthesiser
 
+    if options.speaker in (None, "espeak"):
+        return rows
     return respoken(rows, synthesiser(options.speaker), cache / "spoken" / options.speaker, options.seed)
 
 

@@ -20,6 +20,7 @@ from omnidiff_lite.data.benchmark_vision import SEED_FILE, SUBTASKS
 from omnidiff_lite.data.jsonl import read_samples, write_samples
 from omnidiff_lite.evaluation.benchmarks import _PROTOCOLS, benchmark_text, evaluate_benchmark
 from omnidiff_lite.evaluation.judges import Judges
+from omnidiff_lite.evaluation.likelihood import evaluate_choices
 from omnidiff_lite.evaluation.requests import Settings, media_refs, reference_images, reference_speech, requests_of
 from omnidiff_lite.evaluation.speech import evaluate_asr
 from omnidiff_lite.evaluation.vision import evaluate_mme, evaluate_pope, evaluate_seed_bench
@@ -595,6 +596,17 @@ class Artist(Model):
     def generate_many(self, requests, to, task=None, decoding=None, seed=0, batch_size=16):
         self.asked.append((task, to, decoding))
         return [Reply("A dog on shoes", image=PIL.Image.new("RGB", (8, 8), "red")) for _ in requests]
+
+
+def test_seed_bench_is_scored_by_letter_and_by_likelihood(seed, tiny_model):
+    rows = read_benchmark("seed2plus", seed)
+    records = evaluate_benchmark("seed2plus", tiny_model, None, rows, Settings(bootstrap=50, batch=4))
+    assert [r.column for r in records] == ["seed2plus_letter", "seed2plus_likelihood", "seed2plus_words",
+                                           "seed2plus_words_error", "seed2plus_words_unsure"]
+    found = {r.column: r.value for r in records}
+    assert all(r.n == 2 and r.table == "table2_vision" for r in records) and found["seed2plus_words_error"] > 0
+    assert found["seed2plus_likelihood"] == evaluate_choices(tiny_model, rows, QUICK)[0][0].value
+    assert "paper-v1: SEED-2-Plus % ↑" in benchmark_text(records)
 
 
 def test_cocos_three_tasks_are_scored_without_a_scene(coco):

@@ -17,13 +17,18 @@ from omnidiff_lite.chat import Sample
 from omnidiff_lite.data.benchmark_coco import as_task
 from omnidiff_lite.evaluation.alignment import evaluate_pictures, evaluate_s2i, evaluate_t2i
 from omnidiff_lite.evaluation.judges import Judges
-from omnidiff_lite.evaluation.records import Record, paper_records
+from omnidiff_lite.evaluation.likelihood import evaluate_choices
+from omnidiff_lite.evaluation.records import Record, measured, paper_records
 from omnidiff_lite.evaluation.requests import Model, ReferenceImages, Settings, meta, reference_speech
 from omnidiff_lite.evaluation.speech import evaluate_asr, evaluate_recordings, evaluate_tts, skipping_records
+from omnidiff_lite.evaluation.table2 import choice_errors
 from omnidiff_lite.evaluation.tables import table_text
-from omnidiff_lite.evaluation.vision import evaluate_captioning, evaluate_mme, evaluate_pope, evaluate_seed_bench
+from omnidiff_lite.evaluation.vision import (TABLE, evaluate_captioning, evaluate_mme, evaluate_pope,
+                                             evaluate_seed_bench)
+from omnidiff_lite.pipeline import OmniDiffusion
 
 CEILING = "real data (ceiling)"
+WORD_DRAWS = 16  # masks that a likelihood of words is the mean over, as notebook 08 takes; of letters all are taken
 # Our columns, on the benchmark's own files -> the paper's of the same.
 PAPER = {"asr_wer": "librispeech_wer", "tts_wer": "libritts_wer", "pope_*": "pope", "mme_p": "mme_p",
          "seed2plus_*": "seed2plus", "mmmu_val": "mmmu_val", "clip_t": "clip_t", "clip_i": "clip_i"}
@@ -91,14 +96,23 @@ def _mme(model: Model, judges: Judges, samples: Sequence[Sample], settings: Sett
     return evaluate_mme(model, samples, settings)[0]
 
 
-def _choices(column: str) -> Callable[..., list[Record]]:
+def _seed2plus(model: OmniDiffusion, judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:
+    """By the generated letter, and by likelihood: of the letters, and of the choices' words as its authors score; the
+    paper does not say which. With how sure the latter is, as masks are drawn for it. A question takes 4 x 7 canvases
+    for letters, and up to 4 x `WORD_DRAWS` for words."""
+    records = evaluate_seed_bench(model, samples, settings, name="seed2plus_letter")[0]
+    records += evaluate_choices(model, samples, settings)[0]
+    name = "seed2plus_words"
+    found, items = evaluate_choices(model, samples, settings, name=name, words=True, per_token=True, draws=WORD_DRAWS)
+    return records + found + measured(TABLE, settings.row, settings.seed, choice_errors(items, name, settings))
+
+
+def _mmmu(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:
     """Percent of generated letters that are right, over the questions with one picture: a request has one."""
-    def evaluate(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:
-        asked = [sample for sample in samples if len(sample.images) == 1]
-        if not asked:
-            raise ValueError("every question shows several pictures, and a request has one; read more rows")
-        return evaluate_seed_bench(model, asked, settings, name=column)[0]
-    return evaluate
+    asked = [sample for sample in samples if len(sample.images) == 1]
+    if not asked:
+        raise ValueError("every question shows several pictures, and a request has one; read more rows")
+    return evaluate_seed_bench(model, asked, settings, name="mmmu_val")[0]
 
 
 def _coco(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:
@@ -114,4 +128,4 @@ def _coco(model: Model, judges: Judges, samples: Sequence[Sample], settings: Set
 
 _PROTOCOLS: dict[str, Callable[..., list[Record]]] = {
     "librispeech": _librispeech, "libritts": _libritts, "pope": _pope, "mme": _mme,
-    "seed2plus": _choices("seed2plus"), "mmmu": _choices("mmmu_val"), "coco": _coco}
+    "seed2plus": _seed2plus, "mmmu": _mmmu, "coco": _coco}
