@@ -275,9 +275,10 @@ def mmmu(tmp_path, monkeypatch):
     return put
 
 
-def test_mmmus_pictures_are_unpacked_and_its_open_questions_left_out(mmmu):
+def test_mmmus_pictures_are_unpacked_and_its_open_questions_have_no_choices(mmmu):
     root = mmmu(*MMMU_ROWS)
-    first, second = read_benchmark("mmmu", root)
+    first, middle, second = read_benchmark("mmmu", root)
+    assert (middle.meta["answer"], middle.meta["choices"], middle.meta["text"]) == ("7", [], "Who made <image 1>?")
     assert first.meta == {
         "id": "validation_Art_Theory_1", "kind": "Art_Theory", "question": "Who made <image 1>?", "answer": "B",
         "text": "Who made <image 1>?\nA. Ann\nB. O'Hara\nAnswer with the letter.", "choices": ["Ann", "O'Hara"]}
@@ -307,7 +308,7 @@ def test_mmmu_from_parquet(tmp_path):
     (tmp_path / "Art_Theory").mkdir()
     parquet.write_table(table, tmp_path / "Art_Theory/validation-00000-of-00001.parquet")
     rows = read_benchmark("mmmu", tmp_path)
-    assert [row.meta["answer"] for row in rows] == ["B", "A"]
+    assert [row.meta["answer"] for row in rows] == ["B", "7", "A"]
     assert read_benchmark("mmmu", tmp_path / "Art_Theory", pictures=tmp_path / "pictures") == rows
     file(tmp_path / "Art_Theory/validation-00000-of-00001.parquet", "PAR1 and no more")
     with pytest.raises(BenchmarkError, match="of-00001.parquet: not a readable parquet file .*download it again"):
@@ -568,13 +569,16 @@ def test_every_strategy_of_pope_has_its_five_figures(pope):
     assert len(found) == 5 and all(column.startswith("pope_adversarial_") for _, column in found)
 
 
-def test_multiple_choice_asks_what_fits_a_request(mmmu):
-    rows = read_benchmark("mmmu", mmmu(*MMMU_ROWS))
-    one = [row for row in rows if len(row.images) == 1]
-    assert 0 < len(one) < len(rows)
-    assert values("mmmu", rows, *(row.meta["answer"] for row in one)) == {("diffusion", "mmmu_val"): 100}
-    with pytest.raises(ValueError, match="several pictures"):
-        values("mmmu", [row for row in rows if len(row.images) > 1])
+def test_mmmu_says_how_many_questions_it_leaves_out(mmmu):
+    several = mmmu_row(4, "A", 2, question="Which of <image 1> and <image 2> is older?")
+    rows = read_benchmark("mmmu", mmmu(*MMMU_ROWS, several))
+    record, = evaluate_benchmark("mmmu", Model("B"), None, rows, QUICK)
+    assert (record.column, record.value, record.n) == ("mmmu_val", 100, 1)
+    assert record.reason == "of 4 questions left out: 1 open, 2 with several pictures"
+    assert "[of 4 questions left out: 1 open, 2 with several pictures] n=1 |" in benchmark_text([record])
+    assert evaluate_benchmark("mmmu", Model("B"), None, rows[:1], QUICK)[0].reason == "", "nothing is left out"
+    with pytest.raises(ValueError, match=r"choices and one picture \(of 3 questions left out: 1 open, 2 with several"):
+        values("mmmu", rows[1:])
 
 
 class Eye:

@@ -43,7 +43,7 @@ BENCHMARKS = {
     "mme": Benchmark(benchmark_vision.read_mme, "a folder a subtask", parts=benchmark_vision.SUBTASKS, together=2),
     "seed2plus": Benchmark(benchmark_vision.read_seed2plus, f"questions in {benchmark_vision.SEED_FILE}",
                            pictures="."),
-    "mmmu": Benchmark(benchmark_exams.read_mmmu, "<subject>/validation-*.parquet with multiple-choice questions",
+    "mmmu": Benchmark(benchmark_exams.read_mmmu, "<subject>/validation-*.parquet with questions",
                       pictures="pictures"),
     "coco": Benchmark(benchmark_coco.read_coco, f"{benchmark_coco.CAPTIONS} and {benchmark_coco.PICTURES}/",
                       benchmark_coco.TASKS, parts=benchmark_coco.TASKS, pictures=benchmark_coco.PICTURES),

@@ -108,11 +108,18 @@ def _seed2plus(model: OmniDiffusion, judges: Judges, samples: Sequence[Sample], 
 
 
 def _mmmu(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:
-    """Percent of generated letters that are right, over the questions with one picture: a request has one."""
-    asked = [sample for sample in samples if len(sample.images) == 1]
+    """Percent of generated letters that are right, over the questions with choices (an open one has no letter) and one
+    picture (a request has one). The record says how many others the rows have, so that n is not read as all."""
+    closed = [sample for sample in samples if meta(sample, "choices")]
+    asked = [sample for sample in closed if len(sample.images) == 1]
+    left = (f"of {len(samples)} questions left out: {len(samples) - len(closed)} open, {len(closed) - len(asked)} with "
+            "several pictures")
     if not asked:
-        raise ValueError("every question shows several pictures, and a request has one; read more rows")
-    return evaluate_seed_bench(model, asked, settings, name="mmmu_val")[0]
+        raise ValueError(f"no question of MMMU has choices and one picture ({left}); read more rows")
+    records = evaluate_seed_bench(model, asked, settings, name="mmmu_val")[0]
+    if len(asked) == len(samples):
+        return records
+    return [replace(r, reason="; ".join(filter(None, (r.reason, left)))) for r in records]
 
 
 def _coco(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:

@@ -76,8 +76,8 @@ def comparison(records: Iterable[Record], columns: Sequence[str] | None = None) 
 
 
 def cell_text(record: Record) -> str:
-    """Of ours "7.1 [6.0, 8.3] n=200", or why it has no interval; the paper's number as it was printed; "–" and why
-    where there is none."""
+    """Of ours "7.1 [6.0, 8.3] n=200", with what is to be known of it, such as why it has no interval; the paper's
+    number as it was printed; "–" and why where there is none."""
     if record.value is None:
         return "–" if record.reason == "not reported" else f"– ({record.reason})"
     if record.source.startswith("paper"):
@@ -86,7 +86,7 @@ def cell_text(record: Record) -> str:
     text = f"{record.value:.{digits}f}"
     if record.low is not None:
         text += f" [{record.low:.{digits}f}, {record.high:.{digits}f}]"
-    elif record.reason:
+    if record.reason:
         text += f" [{record.reason}]"
     return text + (f" n={record.n}" if record.n else "")
 
