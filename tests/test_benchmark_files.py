@@ -569,6 +569,18 @@ def test_every_strategy_of_pope_has_its_five_figures(pope):
     assert len(found) == 5 and all(column.startswith("pope_adversarial_") for _, column in found)
 
 
+def test_a_subtasks_points_are_not_mmes(mme):
+    rows = read_benchmark("mme", mme, part="color")
+    records = evaluate_benchmark("mme", Model("yes", "no", "no", "no"), None, rows, QUICK)
+    assert [(r.column, r.value) for r in records] == [("mme_color", 125)], "the sum of one of ten is no MME-P"
+    shown = benchmark_text(records)
+    assert "ours: MME color, of 200 ↑" in shown and "paper-v1:" not in shown
+    rows = read_benchmark("mme", mme)
+    found = {r.column: r.value for r in evaluate_benchmark(
+        "mme", Model(*(row.meta["answer"] for row in rows)), None, rows, QUICK)}
+    assert len(found) == 11 and found["mme_p"] == 2000
+
+
 def test_mmmu_says_how_many_questions_it_leaves_out(mmmu):
     several = mmmu_row(4, "A", 2, question="Which of <image 1> and <image 2> is older?")
     rows = read_benchmark("mmmu", mmmu(*MMMU_ROWS, several))

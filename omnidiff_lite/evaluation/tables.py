@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from omnidiff_lite.data.benchmark_vision import SUBTASKS
 from omnidiff_lite.evaluation.records import SOURCES, Record
 
 METHOD = "Omni-Diffusion"  # the paper's name of what our rows call "diffusion"
@@ -44,6 +45,7 @@ COLUMNS: dict[str, tuple[str, int]] = {
 COLUMNS |= {f"{kind}_{what}_right": (f"{kind}s with {words} right % ↑", 1) for kind in ("caption", "image")
             for what, words in (("objects", "shapes"), ("attributes", "attributes"), ("relation", "relation"),
                                 ("background", "ground"), ("all", "all"))}
+COLUMNS |= {f"mme_{name}": (f"MME {name}, of 200 ↑", 1) for name in SUBTASKS}
 COLUMNS |= {f"s2i_{name}": (f"speech to image: {label}", digits) for name, (label, digits) in COLUMNS.items()
             if name.startswith(("image_", "clip_"))}
 COLUMNS |= {f"{name}_minus_base": (f"change: {label}", digits) for name, (label, digits) in COLUMNS.items()}
