@@ -6,19 +6,23 @@ import numpy as np
 import pytest
 import sacrebleu
 
+from omnidiff_lite.chat import Sample
 from omnidiff_lite.evaluation.cider import caption_words, cider_scores
 from omnidiff_lite.evaluation.requests import Settings
 from omnidiff_lite.evaluation.statistics import bootstrap_interval, ratio
 from omnidiff_lite.evaluation.vision import (bleu, bleu_statistics, chosen_letter, mme_scores, multiple_choice_accuracy,
-                                             pope_scores, yes_or_no)
+                                             pope_scores, right_letter, yes_or_no)
 
 FEW = Settings(bootstrap=100)
 
 
 @pytest.mark.parametrize("text, word", [
-    ("Yes", "yes"), (" no, there is not.", "no"), ("<|im_start|>yes<|im_end|>", "yes"),
-    ("nothing", "other"), ("I think yes", "other"), ("", "other"), (None, "other")])
-def test_the_first_word_decides(text, word):
+    ("Yes", "yes"), ("no", "no"), (" no, there is not.", "no"), ("<|im_start|>yes<|im_end|>", "yes"),
+    ("\nYES.", "yes"), ("<|im_start|> No<|im_end|>", "no"), ("Not visible", "no"), ("nothing", "no"), ("know", "no"),
+    ("a no", "no"), ("noyes", "no"), ("eyes", "yes"), ("I think yes", "other"), ("There is no", "other"), ("", "other"),
+    (None, "other")])
+def test_an_answer_is_read_as_mmes_own_script_reads_it(text, word):
+    """parse_pred_ans of calculation.py: the answer itself, or what its first four characters hold."""
     assert yes_or_no(text) == word
 
 
@@ -94,6 +98,20 @@ def test_mme_needs_pairs():
     (None, ""), ("<|begin|>A<|im_end|>", "A")])
 def test_the_letter_that_an_answer_opens_with(text, letter):
     assert chosen_letter(text) == letter
+
+
+@pytest.mark.parametrize("answer, choices, letter", [
+    ("B", ["3", "4", "5"], "B"), ("c", ["3", "4", "5"], "C"), ("4", ["3", "4", "5"], "B"), ("x", ["w", "x"], "B"),
+    ("blue", ["red", "blue"], "B"), ("A", ["B", "A", "C"], "A"), ("D", [], "D")])
+def test_the_right_letter_is_the_answer_or_stands_before_its_words(answer, choices, letter):
+    """Where choices are letters themselves, the answer is one of the letters before them, as benchmarks have it."""
+    assert right_letter(Sample([], meta={"answer": answer, "choices": choices})) == letter
+
+
+@pytest.mark.parametrize("answer", ["6", "E", "four"])
+def test_an_answer_that_is_no_choice_is_told(answer):
+    with pytest.raises(ValueError, match=f"'answer' is '{answer}': give one of A, B, C, or one of the choices in"):
+        right_letter(Sample([], meta={"answer": answer, "choices": ["3", "4", "5"]}))
 
 
 def test_multiple_choice_accuracy():
