@@ -49,8 +49,8 @@ def test_every_command_is_one_that_exists(line):
 
 def shown_commands() -> list[str]:
     """What follows `omnidiff`, by whichever launcher, in the bash blocks of the README and of the notebooks."""
-    texts = [README, *("\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells
-                               if cell.cell_type == "markdown") for path in sorted((CLONE / "notebooks").glob("*.ipynb")))]
+    notebooks = [nbformat.read(path, as_version=4) for path in sorted((CLONE / "notebooks").glob("*.ipynb"))]
+    texts = [README, *(cell.source for each in notebooks for cell in each.cells if cell.cell_type == "markdown")]
     blocks = "\n".join(block for text in texts for block in re.findall(r"(?s)```bash\n(.*?)```", text))
     lines = re.findall(r"(?m)^(?:omnidiff|.*-m omnidiff_lite|sbatch .*slurm\.sh) .*$", blocks.replace("\\\n", " "))
     script = "train --preset full --stage 1 --expect 64 fsdp2 cuda "  # to which slurm.sh adds what it is given
