@@ -26,6 +26,7 @@ from omnidiff_lite.data.packing import PackedStream, pack_row
 from omnidiff_lite.provenance import PACKAGE
 from omnidiff_lite.training import trainer
 from omnidiff_lite.training.batches import answer_weights, choose_scored, collate, derive_seed
+from omnidiff_lite.training.feed import save_position
 from omnidiff_lite.training.log import StepLog, read_log
 from omnidiff_lite.training.step import AnswerLoss, Stepper, TrainingError
 from omnidiff_lite.training.trainer import learning_rate, train_stage, validate
@@ -283,6 +284,13 @@ def test_figures_beside_the_log_that_cannot_be_written_are_named(tmp_path):
         with pytest.raises(TrainingError, match=UNWRITTEN):
             log.close()
     assert len(read_log(tmp_path / "log.csv")) == step + 1 < 300
+
+
+def test_a_position_that_cannot_be_written_names_its_file(tmp_path):
+    save_position(tmp_path, 2, {"window": 0, "row": 3})
+    with full_disk(10), pytest.raises(CheckpointError, match=r"stream\.json: cannot be written .*make room"):
+        save_position(tmp_path, 4, {"window": 1, "row": 5})
+    assert [path.name for path in tmp_path.iterdir()] == ["stream.json"]
 
 
 def test_a_damaged_last_checkpoint_costs_two_steps_and_nothing_else(tmp_path, straight):
