@@ -173,6 +173,16 @@ def test_workers_change_nothing(folder, monkeypatch):
     assert same(stream(sources(folder, workers=2)).batch(0), alone)
 
 
+def test_a_killed_worker_stops_the_stream_and_no_sample_is_to_blame(folder, monkeypatch):
+    monkeypatch.setattr(media, "SMALL", 1)
+    log = BrokenLog()
+    media._pool(2)[0].submit(os.getpid).result()
+    media._pool(2)[0].submit(signal.raise_signal, signal.SIGKILL)
+    with pytest.raises(DataError, match="was killed .*memory"):
+        stream(sources(folder, workers=2, log=log)).batch(0)
+    assert not log.known
+
+
 def test_order_depends_on_the_seed_alone(folder):
     assert stream(sources(folder)).draws(5) == stream(sources(folder)).draws(5)
     assert stream(sources(folder)).draws(5) != stream(sources(folder), seed=1).draws(5)
