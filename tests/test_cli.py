@@ -21,6 +21,14 @@ def test_help_fits_a_screen_and_shows_an_example(name, capsys):
     assert done.value.code == 0 and f"example: omnidiff {name}" in text and len(text.splitlines()) <= 40
 
 
+def test_broken_samples_are_allowed_to_each_process_that_trains(capsys):
+    """`tokenize` counts those of all its workers together."""
+    for name, each in (("train", True), ("tokenize", False)):
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        assert ("allowed in each process that trains" in " ".join(capsys.readouterr().out.split())) == each
+
+
 @pytest.fixture
 def results(tmp_path, monkeypatch, tiny_preset, tiny_tokenizers):
     """A results folder with tokenizers in it, and a preset file of their sizes."""
