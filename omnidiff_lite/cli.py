@@ -11,8 +11,8 @@ from omnidiff_lite import cli_use, cli_parts, cli_ablate, cli_plan  # noqa: F401
 from omnidiff_lite.cli_registry import COMMANDS
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one command; a known kind of error is one line on stderr and exit status 1."""
+def command_line() -> argparse.ArgumentParser:
+    """What parses the arguments of every command; `function` of the result runs it."""
     parser = argparse.ArgumentParser(prog="omnidiff", description="Omni-Diffusion, reproduced: any-to-any masked "
                                      "discrete diffusion over text, speech and image tokens.")
     parser.add_argument("--version", action="version", version=f"omnidiff-lite {__version__}")
@@ -22,7 +22,12 @@ def main(argv: list[str] | None = None) -> int:
                                  formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
         declare(sub)
         sub.set_defaults(function=function)
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; a known kind of error is one line on stderr and exit status 1."""
+    options = command_line().parse_args(argv)
     try:
         options.function(options)
     except KeyboardInterrupt:

@@ -55,5 +55,5 @@ def _run(study: Study, options: argparse.Namespace, changes: dict[str, Any]) -> 
     outcome = run_study(study, options.preset, changes, artifacts, options.seed)
     origin = provenance(preset, options.seed, started, overrides=changes, **outcome.origin)
     records = with_provenance(study_records(outcome, preset.evaluation.bootstrap), origin)
-    print(effect_lines(records).to_string(index=False))
+    print(effect_lines(records, artifacts.dir).to_string(index=False))
     print(write_records(artifacts.metrics / f"ablation_{study.name}.json", records))

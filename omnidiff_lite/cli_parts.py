@@ -62,16 +62,18 @@ def _sdvi(options: argparse.Namespace) -> Path:
     if options.corpus is None:
         raise ValueError("--sdvi speaks a corpus: give --corpus llava_onevision FOLDER, or blip3o_journeydb FOLDER")
     log = BrokenLog(options.out / "unspoken.jsonl", options.broken, options.broken_share)
+    name, folder = options.corpus
     return build_sdvi(options.sdvi, _corpus(options), options.out, synthesiser(options.speaker), options.n or SIZE,
-                      options.seed, log, progress=True)
+                      options.seed, log, progress=True, corpus=f"{name} in {Path(folder).absolute()}")
 
 
-def _broken_arguments(parser: argparse.ArgumentParser) -> None:
+def _broken_arguments(parser: argparse.ArgumentParser, where: str = "") -> None:
     from omnidiff_lite.data.broken import MOST, SHARE
 
-    parser.add_argument("--broken", type=int, default=MOST, metavar="N", help=f"broken samples allowed (default {MOST})")
+    parser.add_argument("--broken", type=int, default=MOST, metavar="N",
+                        help=f"broken samples allowed{where} (default {MOST})")
     parser.add_argument("--broken-share", type=float, default=SHARE, metavar="S",
-                        help=f"share of those seen that may be broken (default {SHARE:g})")
+                        help=f"share of those seen that may be broken{where} (default {SHARE:g})")
 
 
 def _tokenize_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,7 +125,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
                         "many processes, this kind (single, ddp, fsdp2, zero2), this device: --expect 8 fsdp2 cuda")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0, help="processes that decode media of files in --data")
-    _broken_arguments(parser)
+    _broken_arguments(parser, " in each process that trains")
 
 
 @command("train", "Train one of the three stages, alone or under accelerate launch or torchrun; resumes from its "

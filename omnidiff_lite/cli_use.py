@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omnidiff_lite.cli_registry import arguments, command, load, overrides, preset_arguments
+
+if TYPE_CHECKING:
+    from omnidiff_lite.chat import Sample
+    from omnidiff_lite.evaluation.records import Record
 
 
 def _reproduce_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +123,6 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     from omnidiff_lite.artifacts import Artifacts
     from omnidiff_lite.data.jsonl import read_samples
-    from omnidiff_lite.evaluation.records import with_provenance, write_records
     from omnidiff_lite.evaluation.suite import evaluate_task, finished_system, with_denoiser
     from omnidiff_lite.evaluation.tables import comparison, to_markdown
     from omnidiff_lite.provenance import provenance
@@ -128,7 +132,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     join()
     started, preset, changes = time.time(), load(options), overrides(options)
-    decoding = _decoding(changes, options.task)
+    decoding = _decoding(changes, [options.task])[options.task]
     model, judges = finished_system(preset, Artifacts.of(preset.name))
     if options.denoiser:
         model = with_denoiser(model, options.denoiser)
@@ -139,58 +143,91 @@ def _evaluate(options: argparse.Namespace) -> None:
     records = evaluate_task(options.task, model, judges, items, preset, options.seed, decoding)
     if is_first():
         print(to_markdown(comparison(records)))
-    if options.out and is_first():
-        origin = provenance(preset, options.seed, started, task=options.task, overrides=changes,
-                            **{"denoiser": str(options.denoiser)} if options.denoiser else {})
-        print(write_records(options.out, with_provenance(records, origin)))
+        _file(options.out, records, provenance(preset, options.seed, started, task=options.task, overrides=changes,
+                                               **{"denoiser": str(options.denoiser)} if options.denoiser else {}))
 
 
-def _decoding(changes: dict[str, Any], task: str) -> dict[str, Any]:
-    """Those of `changes` that are settings of decoding. Raises `ConfigError` for a wrong one, and for a change that a
-    finished checkpoint's evaluation would not notice."""
+def _file(out: Path | None, records: Sequence[Record], origin: dict[str, Any]) -> None:
+    """Write the records where `--out` says, each with where it is from."""
+    from omnidiff_lite.evaluation.records import with_provenance, write_records
+
+    if out is not None:
+        print(write_records(out, with_provenance(records, origin)))
+
+
+def _decoding(changes: dict[str, Any], tasks: Sequence[str], others: Sequence[str] = ("evaluation", "world", "judges")
+              ) -> dict[str, dict[str, Any]]:
+    """Those of `changes` that are settings of decoding, by task. Raises `ConfigError` for a wrong one, and for a change
+    that a finished checkpoint's evaluation on `tasks` would not notice: it notices those of `others`."""
     from omnidiff_lite.config import ConfigError
     from omnidiff_lite.pipeline.settings import check_decoding
 
-    own = f"decoding.{task}."
+    own = {task: f"decoding.{task}." for task in tasks}
     for key in changes:
-        if not key.startswith(("evaluation.", "world.", "judges.", own)):
-            raise ConfigError(f"{key} has no effect on evaluating {task}: change keys of evaluation, world, judges or "
-                              f"decoding.{task}")
-    decoding = {key.removeprefix(own): value for key, value in changes.items() if key.startswith(own)}
-    check_decoding(task, decoding)
+        if not key.startswith((*(f"{name}." for name in others), *own.values())):
+            raise ConfigError(f"{key} has no effect on evaluating {', '.join(tasks)}: change keys of "
+                              f"{', '.join(others)} or {', '.join(f'decoding.{task}' for task in tasks)}")
+    decoding = {task: {key.removeprefix(begin): value for key, value in changes.items() if key.startswith(begin)}
+                for task, begin in own.items()}
+    for task, fields in decoding.items():
+        check_decoding(task, fields)
     return decoding
 
 
 def _benchmark_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", choices=("librispeech", "libritts", "pope", "mme", "seed2plus", "mmmu"))
+    parser.add_argument("name", choices=("librispeech", "libritts", "pope", "mme", "seed2plus", "mmmu", "coco"))
     parser.add_argument("directory", type=Path, help="its files, as published")
     parser.add_argument("--pictures", type=Path, help="the folder of its pictures, where they lie elsewhere")
-    parser.add_argument("--part", help="one strategy of POPE, or one subtask of MME (default: all)")
+    parser.add_argument("--part", help="one strategy of POPE, subtask of MME, or task of COCO (default: all)")
     parser.add_argument("--items", type=int, help="only the first so many (default: all)")
+    parser.add_argument("--speaker", help="an installed synthesiser that says COCO's captions (default: espeak-ng, in "
+                        "voices held out of training)")
     preset_arguments(parser)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="a .json file for the records, with their provenance")
 
 
-@command("benchmark", "Score a checkpoint on a published benchmark's own files, with intervals.",
+@command("benchmark", "Score a checkpoint on a published benchmark's own files, with intervals, beside the paper.",
          "omnidiff benchmark libritts LibriTTS/test-clean --set judges.recognition=openai/whisper-large-v3")
 @arguments(_benchmark_arguments)
 def _benchmark(options: argparse.Namespace) -> None:
+    import time
+
     from omnidiff_lite.artifacts import Artifacts
-    from omnidiff_lite.data.benchmark_files import read_benchmark
-    from omnidiff_lite.evaluation.benchmarks import evaluate_benchmark
+    from omnidiff_lite.data.benchmark_files import read_benchmark, tasks_of
+    from omnidiff_lite.evaluation.benchmarks import benchmark_text, evaluate_benchmark
     from omnidiff_lite.evaluation.requests import Settings
     from omnidiff_lite.evaluation.suite import finished_system
-    from omnidiff_lite.evaluation.tables import comparison, to_markdown
+    from omnidiff_lite.provenance import provenance
     from omnidiff_lite.training.launch import join
     from omnidiff_lite.processes import is_first
 
     join()
-    preset = load(options)
+    started, preset, changes = time.time(), load(options), overrides(options)
+    artifacts, tasks = Artifacts.of(preset.name), tasks_of(options.name, options.part)
+    decoding = _decoding(changes, tasks, ("evaluation", "judges"))
+    if options.speaker and "s2i" not in tasks:
+        raise ValueError("--speaker says COCO's captions for its task s2i, which is not asked for; leave it out")
     rows = read_benchmark(options.name, options.directory, options.items, part=options.part, pictures=options.pictures)
-    model, judges = finished_system(preset, Artifacts.of(preset.name))
-    records = evaluate_benchmark(options.name, model, judges, rows, Settings.of(preset, seed=options.seed))
+    rows = _respoken(options, rows, artifacts.cache)
+    model, judges = finished_system(preset, artifacts)
+    settings = Settings.of(preset, seed=options.seed)
+    records = evaluate_benchmark(options.name, model, judges, rows, settings, decoding)
     if is_first():
-        print(to_markdown(comparison(records)))
+        print(benchmark_text(records), end="")
+        _file(options.out, records, provenance(preset, options.seed, started, benchmark=options.name,
+                                               part=options.part, speaker=options.speaker, overrides=changes))
+
+
+def _respoken(options: argparse.Namespace, rows: list[Sample], cache: Path) -> list[Sample]:
+    """COCO's rows with their captions said by `--speaker`, whose recordings are kept in `cache`. espeak-ng speaks as it
+    does anyway, since a `Synthesiser` has its training voices."""
+    from omnidiff_lite.data.benchmark_coco import respoken
+    from omnidiff_lite.world.synthesisers import synthesiser
+
+    if options.speaker in (None, "espeak"):
+        return rows
+    return respoken(rows, synthesiser(options.speaker), cache / "spoken" / options.speaker, options.seed)
 
 
 def _table_arguments(parser: argparse.ArgumentParser) -> None:

@@ -254,6 +254,15 @@ class TrainingConfig:
                processes=(1, ENDLESS), micro_rows=(0, ENDLESS), checkpoint_every=(1, ENDLESS))
         if not 0 < self.clip < ENDLESS:
             raise ConfigError(f"clip: expected more than 0, the largest norm of a gradient, got {self.clip:g}")
+        self._refuse_uneven_bound()
+
+    def _refuse_uneven_bound(self) -> None:
+        """Weights by answer length would make of the bound a sum that bounds nothing."""
+        uneven = [name for name in ("stage1", "stage2", "stage3") if getattr(self, name).evenness > 0]
+        if self.loss_weight == "bound" and uneven:
+            raise ConfigError("loss_weight: 'bound' weighs tokens by their time alone, but evenness, which weighs them "
+                              "by answer length too, is above 0; set " +
+                              " and ".join(f"training.{name}.evenness to 0" for name in uneven))
 
 
 @dataclass(frozen=True)

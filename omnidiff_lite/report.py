@@ -58,13 +58,16 @@ def _tables(artifacts: Artifacts) -> str:
 
 
 def _ablations(artifacts: Artifacts) -> str:
-    """Each study's question, base, effects and conclusion; then the paper against its released code."""
+    """Each study's question, base, effects and conclusion, and whether they are of this checkpoint; then the paper
+    against its released code."""
     from omnidiff_lite.ablation.differences import difference_table
     from omnidiff_lite.ablation.results import effect_lines, finished_studies, study_of
+    from omnidiff_lite.ablation.standing import remark
 
     found = finished_studies(artifacts.metrics)
-    parts = [f"<h3>{html.escape(study.name)}</h3><p>{html.escape(study.question)}</p>"
-             f"{effect_lines(records).to_html(index=False)}<p>{html.escape(study.conclude)}</p>"
+    parts = [f"<h3>{html.escape(study.name)}</h3><p>{html.escape(study.question)} "
+             f"<b>{remark(study, records, artifacts.dir)}</b></p>"
+             f"{effect_lines(records, artifacts.dir).to_html(index=False)}<p>{html.escape(study.conclude)}</p>"
              for records in found.values() for study in [study_of(records)]]
     if parts:
         parts.append(f"<h3>paper against released code</h3>{difference_table(artifacts.metrics).to_html(index=False)}")

@@ -121,10 +121,14 @@ def strict_load(module: nn.Module, state: dict[str, Tensor], where: str | Path =
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Atomic: a reader sees the old file or the whole new one."""
+    """Atomic: a reader sees the old file or the whole new one. Raises `CheckpointError` where it cannot be written."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-    os.replace(partial, path)
+    try:
+        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: cannot be written ({error}); make room or mend it, and run again") from error
 
 
 def save_part(module: nn.Module, config: Any, directory: str | Path, dtype: torch.dtype | None = None) -> None:

@@ -13,6 +13,8 @@ import toys
 import torch
 from accelerate.state import AcceleratorState
 
+from omnidiff_lite.data.errors import GoneError
+from omnidiff_lite.data.shards import read_shards
 from omnidiff_lite.training import trainer
 from omnidiff_lite.training.launch import Expected
 from omnidiff_lite.training.step import AnswerLoss, Stepper
@@ -29,8 +31,9 @@ def preset(**settings):
                           "training__checkpoint_every": 10, "training__stage1__learning_rate": 3e-3} | settings)
 
 
-def train(out: Path, *, settings: dict = {}, stop: int | None = None, expected: Expected = Expected(), **options):
-    return trainer.train_stage(preset(**settings), 1, toys.denoiser(), toys.datasets(), out, progress=False,
+def train(out: Path, *, settings: dict = {}, stop: int | None = None, expected: Expected = Expected(), data=None,
+          **options):
+    return trainer.train_stage(preset(**settings), 1, toys.denoiser(), data or toys.datasets(), out, progress=False,
                                stop_after=stop, expected=expected, **options)
 
 
@@ -98,6 +101,24 @@ def full_disk(rank: int, which: int) -> None:
 def killed(rank: int) -> None:
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def from_shards(out: Path, shards: Path, lost: Path | None = None) -> None:
+    """Both train from shards, of which `lost` vanishes at step 15; who misses it first notes what it was told."""
+    as_kind("ddp")
+    real = Stepper.step
+
+    def step(self, number, rate):
+        if lost and number == 15:
+            lost.unlink(missing_ok=True)
+        return real(self, number, rate)
+
+    Stepper.step = step
+    try:
+        train(out, data=read_shards([shards]))
+    except GoneError as error:
+        (out / f"told {os.environ['RANK']}.txt").write_text(str(error))
+        raise
 
 
 FAILURES = {"ddp": {"no number": no_number, "full disk": partial(full_disk, which=0)},

@@ -14,15 +14,19 @@ import pytest
 
 from omnidiff_lite.chat import AUDIO, IMAGE, task_of
 from omnidiff_lite.data import benchmark_exams
-from omnidiff_lite.data.benchmark_files import BENCHMARKS, BenchmarkError, read_benchmark
+from omnidiff_lite.data.benchmark_coco import CAPTIONS, TASKS, as_task, respoken
+from omnidiff_lite.data.benchmark_files import BENCHMARKS, BenchmarkError, read_benchmark, tasks_of
 from omnidiff_lite.data.benchmark_vision import SEED_FILE, SUBTASKS
 from omnidiff_lite.data.jsonl import read_samples, write_samples
-from omnidiff_lite.evaluation.benchmarks import _PROTOCOLS, evaluate_benchmark
+from omnidiff_lite.evaluation.benchmarks import _PROTOCOLS, benchmark_text, evaluate_benchmark
 from omnidiff_lite.evaluation.judges import Judges
-from omnidiff_lite.evaluation.requests import Settings, media_refs, reference_speech, requests_of
+from omnidiff_lite.evaluation.likelihood import evaluate_choices
+from omnidiff_lite.evaluation.requests import Settings, media_refs, reference_images, reference_speech, requests_of
 from omnidiff_lite.evaluation.speech import evaluate_asr
 from omnidiff_lite.evaluation.vision import evaluate_mme, evaluate_pope, evaluate_seed_bench
 from omnidiff_lite.media import Image, Speech, Text, Waveform
+from omnidiff_lite.world.voices import parse_speech
+from omnidiff_lite.world.voices import test_voices as voices_of_tests
 
 QUICK = Settings(bootstrap=50)
 ASK = " Please answer yes or no."
@@ -271,9 +275,10 @@ def mmmu(tmp_path, monkeypatch):
     return put
 
 
-def test_mmmus_pictures_are_unpacked_and_its_open_questions_left_out(mmmu):
+def test_mmmus_pictures_are_unpacked_and_its_open_questions_have_no_choices(mmmu):
     root = mmmu(*MMMU_ROWS)
-    first, second = read_benchmark("mmmu", root)
+    first, middle, second = read_benchmark("mmmu", root)
+    assert (middle.meta["answer"], middle.meta["choices"], middle.meta["text"]) == ("7", [], "Who made <image 1>?")
     assert first.meta == {
         "id": "validation_Art_Theory_1", "kind": "Art_Theory", "question": "Who made <image 1>?", "answer": "B",
         "text": "Who made <image 1>?\nA. Ann\nB. O'Hara\nAnswer with the letter.", "choices": ["Ann", "O'Hara"]}
@@ -303,7 +308,7 @@ def test_mmmu_from_parquet(tmp_path):
     (tmp_path / "Art_Theory").mkdir()
     parquet.write_table(table, tmp_path / "Art_Theory/validation-00000-of-00001.parquet")
     rows = read_benchmark("mmmu", tmp_path)
-    assert [row.meta["answer"] for row in rows] == ["B", "A"]
+    assert [row.meta["answer"] for row in rows] == ["B", "7", "A"]
     assert read_benchmark("mmmu", tmp_path / "Art_Theory", pictures=tmp_path / "pictures") == rows
     file(tmp_path / "Art_Theory/validation-00000-of-00001.parquet", "PAR1 and no more")
     with pytest.raises(BenchmarkError, match="of-00001.parquet: not a readable parquet file .*download it again"):
@@ -339,6 +344,62 @@ def test_mmmus_pictures_need_a_folder_that_can_be_written(mmmu):
     file(root / "taken", "a file where a folder should be")
     with pytest.raises(BenchmarkError, match="row 1: its picture cannot be unpacked .*can be written as `pictures`"):
         read_benchmark("mmmu", root, pictures=root / "taken")
+
+
+# --- COCO -------------------------------------------------------------------------------------------------------------
+
+
+def coco_file(images=(73, 42), captions=((73, "A motorcycle  parked\n on gravel. "), (42, "A pair of shoes."),
+                                         (73, "An old bike."), (42, "A dog on shoes"))):
+    return json.dumps({"info": {}, "licenses": [], "images": [
+        {"id": number, "file_name": f"COCO_val2014_{number:0>12}.jpg", "height": 8, "width": 8} for number in images],
+        "annotations": [{"id": n, "image_id": number, "caption": text} for n, (number, text) in enumerate(captions)]})
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Two pictures with two captions each, in no order."""
+    for number in (42, 73):
+        picture(tmp_path / f"val2014/COCO_val2014_{number:012d}.jpg")
+    file(tmp_path / CAPTIONS, coco_file())
+    return tmp_path
+
+
+def test_cocos_pictures_stand_by_id_with_all_their_captions(coco):
+    first, second = read_benchmark("coco", coco)
+    assert first.messages == [{"role": "user", "content": f"Describe the image in detail.\n{IMAGE}"},
+                              {"role": "assistant", "content": "A pair of shoes."}]
+    assert (first.task, first.images) == ("captioning", [str(coco / "val2014/COCO_val2014_000000000042.jpg")])
+    assert {key: first.meta[key] for key in ("id", "captions", "caption", "answer", "tasks")} == {
+        "id": "42", "captions": ["A pair of shoes.", "A dog on shoes"], "caption": "A pair of shoes.",
+        "answer": "A pair of shoes.", "tasks": list(TASKS)}
+    assert second.meta["captions"] == ["A motorcycle parked on gravel.", "An old bike."]
+    assert "scene" not in first.meta, "a photograph's scene is not known"
+
+
+def test_a_picture_of_coco_serves_three_tasks(coco):
+    row = read_benchmark("coco", coco)[0]
+    drawn, spoken = as_task(row, "t2i"), as_task(row, "s2i")
+    assert requests_of([drawn]) == [[Text("A pair of shoes.")]] and as_task(row, "captioning") is row
+    assert [type(part) for part in requests_of([spoken])[0]] == [Speech]
+    words, voice = parse_speech(spoken.audios[0])
+    assert words == "A pair of shoes." and voice in voices_of_tests()
+    assert reference_images([drawn])[0].size == reference_images([spoken])[0].size == (8, 8)
+
+
+def test_cocos_captions_may_be_said_by_another_speaker(coco, tmp_path_factory):
+    class Speaker:
+        voices, said = ("ann", "bob"), []
+
+        def speak(self, text, voice):
+            self.said.append((text, voice))
+            return Waveform(np.full(3200, 0.1, np.float32), 16000)
+
+    speaker, out = Speaker(), tmp_path_factory.mktemp("spoken")
+    rows = respoken(read_benchmark("coco", coco, part="s2i"), speaker, out)
+    assert [text for text, _ in speaker.said] == ["A pair of shoes.", "A motorcycle parked on gravel."]
+    assert all(requests_of([as_task(row, "s2i")])[0][0].load().seconds == 0.2 for row in rows)
+    assert respoken(rows, speaker, out) == rows and len(speaker.said) == 2, "said once"
 
 
 # --- faults of the files ----------------------------------------------------------------------------------------------
@@ -408,6 +469,20 @@ FAULTS = {  # benchmark, what is done to its directory, the message
     "SEED id twice": ("seed2plus", write(SEED_FILE, json.dumps([seed_question(0, "A")] * 2)),
                       "question 2: the id '0' stands twice, first in .*question 1"),
     "no questions": ("seed2plus", write(SEED_FILE, "[]"), "holds no rows of seed2plus; it should hold questions in"),
+    "no captions": ("coco", remove(CAPTIONS), r"captions_val2014\.json: is not there; give the folder that holds anno"),
+    "broken captions": ("coco", write(CAPTIONS, coco_file()[:90]), r"captions_val2014\.json: not JSON .*again"),
+    "captions of nothing": ("coco", write(CAPTIONS, "[]"), r"captions_val2014\.json: holds no list of images; unpack"),
+    "no annotations": ("coco", write(CAPTIONS, '{"images": []}'), "holds no list of annotations; unpack annotations"),
+    "unknown picture": ("coco", write(CAPTIONS, coco_file(captions=[(7, "A dog.")])),
+                        "annotation 1: a caption of the picture 7, which is not among the images; unpack annotations"),
+    "picture without words": ("coco", write(CAPTIONS, coco_file(captions=[(42, "A dog.")])),
+                              "image 1: the picture 73 has no caption; unpack annotations"),
+    "empty caption": ("coco", write(CAPTIONS, coco_file(captions=[(42, "\n")])), r"annotation 1: 'caption' is '\\n'"),
+    "picture twice": ("coco", write(CAPTIONS, coco_file(images=(73, 42, 73))),
+                      "image 3: the id 73 stands twice, first in .*image 1; unpack"),
+    "no number": ("coco", write(CAPTIONS, coco_file(images=("x",))), "image 1: 'id' is 'x', not a whole number"),
+    "no photograph": ("coco", remove("val2014/COCO_val2014_000000000073.jpg"),
+                      r"image 1: names .*0073\.jpg, which is not there; unpack val2014\.zip beside annotations/"),
 }
 FIXTURES = {"seed2plus": "seed"}
 
@@ -451,7 +526,7 @@ def test_a_missing_or_empty_directory(name, tmp_path):
 
 
 @pytest.mark.parametrize("name, limit", [("librispeech", 2), ("libritts", 1), ("pope", 5), ("mme", 6),
-                                         ("seed2plus", 1)])
+                                         ("seed2plus", 1), ("coco", 1)])
 def test_a_limit_takes_the_first_rows_of_a_fixed_order(name, limit, request):
     directory = request.getfixturevalue(FIXTURES.get(name, name))
     rows = read_benchmark(name, directory)
@@ -494,13 +569,114 @@ def test_every_strategy_of_pope_has_its_five_figures(pope):
     assert len(found) == 5 and all(column.startswith("pope_adversarial_") for _, column in found)
 
 
-def test_multiple_choice_asks_what_fits_a_request(mmmu):
-    rows = read_benchmark("mmmu", mmmu(*MMMU_ROWS))
-    one = [row for row in rows if len(row.images) == 1]
-    assert 0 < len(one) < len(rows)
-    assert values("mmmu", rows, *(row.meta["answer"] for row in one)) == {("diffusion", "mmmu_val"): 100}
-    with pytest.raises(ValueError, match="several pictures"):
-        values("mmmu", [row for row in rows if len(row.images) > 1])
+def test_a_subtasks_points_are_not_mmes(mme):
+    rows = read_benchmark("mme", mme, part="color")
+    records = evaluate_benchmark("mme", Model("yes", "no", "no", "no"), None, rows, QUICK)
+    assert [(r.column, r.value) for r in records] == [("mme_color", 125)], "the sum of one of ten is no MME-P"
+    shown = benchmark_text(records)
+    assert "ours: MME color, of 200 ↑" in shown and "paper-v1:" not in shown
+    rows = read_benchmark("mme", mme)
+    found = {r.column: r.value for r in evaluate_benchmark(
+        "mme", Model(*(row.meta["answer"] for row in rows)), None, rows, QUICK)}
+    assert len(found) == 11 and found["mme_p"] == 2000
+
+
+def test_mmmu_says_how_many_questions_it_leaves_out(mmmu):
+    several = mmmu_row(4, "A", 2, question="Which of <image 1> and <image 2> is older?")
+    rows = read_benchmark("mmmu", mmmu(*MMMU_ROWS, several))
+    record, = evaluate_benchmark("mmmu", Model("B"), None, rows, QUICK)
+    assert (record.column, record.value, record.n) == ("mmmu_val", 100, 1)
+    assert record.reason == "of 4 questions left out: 1 open, 2 with several pictures"
+    assert "[of 4 questions left out: 1 open, 2 with several pictures] n=1 |" in benchmark_text([record])
+    assert evaluate_benchmark("mmmu", Model("B"), None, rows[:1], QUICK)[0].reason == "", "nothing is left out"
+    with pytest.raises(ValueError, match=r"choices and one picture \(of 3 questions left out: 1 open, 2 with several"):
+        values("mmmu", rows[1:])
+
+
+class Eye:
+    """A text scores 1 beside a red picture, else 0; pictures score 1 beside their like."""
+
+    def similarity(self, texts, images):
+        return np.array([float(image.getpixel((0, 0)) == (255, 0, 0)) for image in images])
+
+    def image_similarity(self, a, b):
+        return np.array([float(x.getpixel((0, 0)) == y.getpixel((0, 0))) for x, y in zip(a, b)])
+
+
+class Artist(Model):
+    """Draws red; a caption is the first picture's second one."""
+
+    def __init__(self):
+        self.asked = []
+
+    def generate_many(self, requests, to, task=None, decoding=None, seed=0, batch_size=16):
+        self.asked.append((task, to, decoding))
+        return [Reply("A dog on shoes", image=PIL.Image.new("RGB", (8, 8), "red")) for _ in requests]
+
+
+def test_seed_bench_is_scored_by_letter_and_by_likelihood(seed, tiny_model):
+    rows = read_benchmark("seed2plus", seed)
+    records = evaluate_benchmark("seed2plus", tiny_model, None, rows, Settings(bootstrap=50, batch=4))
+    assert [r.column for r in records] == ["seed2plus_letter", "seed2plus_likelihood", "seed2plus_words",
+                                           "seed2plus_words_error", "seed2plus_words_unsure"]
+    found = {r.column: r.value for r in records}
+    assert all(r.n == 2 and r.table == "table2_vision" for r in records) and found["seed2plus_words_error"] > 0
+    assert found["seed2plus_likelihood"] == evaluate_choices(tiny_model, rows, QUICK)[0][0].value
+    assert "paper-v1: SEED-2-Plus % ↑" in benchmark_text(records)
+
+
+def test_cocos_three_tasks_are_scored_without_a_scene(coco):
+    PIL.Image.new("RGB", (8, 8), "red").save(coco / "val2014/COCO_val2014_000000000073.jpg", "PNG")
+    artist, eye = Artist(), Eye()
+    records = evaluate_benchmark("coco", artist, Judges(None, eye, eye), read_benchmark("coco", coco), QUICK)
+    found = {(r.row, r.column): r.value for r in records}
+    assert [(task, to) for task, to, _ in artist.asked] == [("captioning", "text"), ("t2i", "image"), ("s2i", "image")]
+    assert {r.table for r in records} == {"table2_vision"} and all(r.n == 2 for r in records)
+    assert found.keys() == {("diffusion", "caption_bleu4"), ("diffusion", "caption_cider"), *(
+        (row, f"{prefix}{column}") for row in ("diffusion", "real data (ceiling)") for prefix in ("", "s2i_")
+        for column in ("clip_t", "clip_i", "image_missing"))}
+    assert found["diffusion", "clip_t"] == 1 and found["diffusion", "s2i_clip_i"] == 0.5
+    assert found["real data (ceiling)", "clip_t"] == 0.5 and found["real data (ceiling)", "s2i_clip_i"] == 1
+    assert found["diffusion", "caption_bleu4"] > 0, "any of a picture's captions is right"
+
+
+def test_settings_of_decoding_go_to_their_task(coco, libritts):
+    artist, settings = Artist(), {"captioning": {}, "t2i": {"steps": 4}, "s2i": {"steps": 8}}
+    evaluate_benchmark("coco", artist, Judges(None, Eye(), Eye()), read_benchmark("coco", coco), QUICK, settings)
+    assert [decoding for *_, decoding in artist.asked] == [None, {"steps": 4}, {"steps": 8}]
+    artist = Artist()
+    rows = read_benchmark("libritts", libritts)
+    evaluate_benchmark("libritts", artist, Judges(Ear(), None, None), rows, QUICK, {"tts": {"steps": 0.125}})
+    assert artist.asked == [("tts", "speech", {"steps": 0.125})]
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmarks_tasks_are_those_that_its_rows_are_asked_as(name, request):
+    if name == "mmmu":
+        rows = read_benchmark(name, request.getfixturevalue(name)(*MMMU_ROWS))
+    else:
+        rows = read_benchmark(name, request.getfixturevalue(FIXTURES.get(name, name)))
+    assert {task for row in rows for task in row.meta.get("tasks", [row.task])} == set(tasks_of(name))
+    assert tasks_of("coco", "s2i") == ("s2i",) and tasks_of("mme", "color") == ("vqa",)
+
+
+def test_a_part_of_coco_is_one_task(coco):
+    artist = Artist()
+    rows = read_benchmark("coco", coco, part="captioning")
+    records = evaluate_benchmark("coco", artist, Judges(None, None, None), rows, QUICK)
+    assert {r.column for r in records} == {"caption_bleu4", "caption_cider"} and len(artist.asked) == 1
+
+
+def test_the_papers_rows_are_those_of_the_same_columns(librispeech, coco):
+    shown = benchmark_text(evaluate_benchmark("librispeech", Model("a", "b", "c"), None,
+                                              read_benchmark("librispeech", librispeech), QUICK))
+    assert "paper-v1: LibriSpeech WER" in shown and "GLM-4-Voice" in shown and "LibriTTS" not in shown
+    assert "CosyVoice" not in shown, "it reports none of the columns"
+    judges = Judges(None, Eye(), Eye())
+    for part, reported in (("t2i", True), ("s2i", False)):
+        rows = read_benchmark("coco", coco, part=part)
+        shown = benchmark_text(evaluate_benchmark("coco", Artist(), judges, rows, QUICK))
+        assert ("| Omni-Diffusion | 0.235 | 0.667 |" in shown) == ("paper-icml: CLIP-I" in shown) == reported
 
 
 def test_each_reader_has_a_protocol():

@@ -3,7 +3,9 @@
 import json
 
 import numpy as np
+import PIL.Image
 import pytest
+from known import JUDGES, KnownModel, Reply
 
 from omnidiff_lite.artifacts import CLONE, Artifacts
 from omnidiff_lite.cli import COMMANDS, main
@@ -17,6 +19,14 @@ def test_help_fits_a_screen_and_shows_an_example(name, capsys):
         main([name, "--help"])
     text = capsys.readouterr().out
     assert done.value.code == 0 and f"example: omnidiff {name}" in text and len(text.splitlines()) <= 40
+
+
+def test_broken_samples_are_allowed_to_each_process_that_trains(capsys):
+    """`tokenize` counts those of all its workers together."""
+    for name, each in (("train", True), ("tokenize", False)):
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        assert ("allowed in each process that trains" in " ".join(capsys.readouterr().out.split())) == each
 
 
 @pytest.fixture
@@ -84,6 +94,37 @@ def test_a_denoiser_of_ones_own_is_scored_in_the_checkpoints_system(tmp_path, mo
     assert main([*asked, "--denoiser", str(tmp_path)]) == 1 and str(tmp_path) in capsys.readouterr().err
 
 
+@pytest.fixture
+def pope(tmp_path):
+    """Two questions of POPE about one picture."""
+    (tmp_path / "pope" / "val2014").mkdir(parents=True)
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "pope" / "val2014" / "a.jpg")
+    (tmp_path / "pope" / "coco_pope_popular.json").write_text("".join(json.dumps(
+        {"question_id": n, "image": "a.jpg", "text": "Is there a dog?", "label": label}) + "\n"
+        for n, label in enumerate(("yes", "no"))))
+    return tmp_path / "pope"
+
+
+def test_a_benchmark_is_shown_beside_the_paper_and_filed_as_an_evaluation_is(results, pope, monkeypatch, capsys):
+    model = KnownModel(Reply("yes"), Reply("yes"))
+    monkeypatch.setattr("omnidiff_lite.evaluation.suite.finished_system", lambda preset, artifacts: (model, JUDGES))
+    out = pope / "out" / "pope.json"
+    assert main(["benchmark", "pope", str(pope), "--part", "popular", "--preset", str(results), "--out", str(out),
+                 "--set", "decoding.vqa.steps=3"]) == 0
+    shown = capsys.readouterr().out
+    assert model.calls[0]["decoding"] == {"steps": 3}
+    head, *rows = [line.split(" | ") for line in shown.splitlines() if line.startswith("|")]
+    assert head[1:3] == ["paper-v1: POPE % ↑", "paper-icml: POPE % ↑"] and head[3].startswith("ours: pope popular acc")
+    (ours,) = [row for row in rows if row[0] == "| Omni-Diffusion"]
+    assert ours[1:3] == ["76.6", "76.4"] and ours[3].startswith("50.0 [") and ours[3].endswith(" n=2")
+    assert "on the benchmark's own files" in shown and shown.endswith(f"{out}\n")
+    records = read_records(out)
+    assert len(records) == 5 and {r.source for r in records} == {"ours"}, "the paper's rows are not ours to file"
+    origin = records[0].provenance
+    assert (origin["preset"], origin["benchmark"], origin["part"]) == ("tiny", "pope", "popular")
+    assert origin["overrides"] == {"decoding.vqa.steps": 3} and origin["libraries"]["torch"]
+
+
 @pytest.mark.parametrize("arguments, words", [
     (["bench", "--preset", "laptop"], "no preset 'laptop'"),
     (["bench", "--dtype", "int8"], "choose one of bfloat16"),
@@ -104,6 +145,13 @@ def test_a_denoiser_of_ones_own_is_scored_in_the_checkpoints_system(tmp_path, mo
     (["ablate", "steps_speech"], "run notebook 05"),
     (["ablate", "tail_pads", "--set", "training.stage1.rows=0"], "training.stage1.rows: expected at least 1"),
     (["benchmark", "pope", "nowhere"], "nowhere: no such folder; give the directory of pope"),
+    (["benchmark", "libritts", "nowhere", "--set", "decoding.tts.stepz=4"], "unknown key 'stepz'; did you mean"),
+    (["benchmark", "libritts", "nowhere", "--set", "decoding.asr.steps=4"],
+     "decoding.asr.steps has no effect on evaluating tts: change keys of evaluation, judges or decoding.tts"),
+    (["benchmark", "pope", "nowhere", "--set", "world.max_seconds=4"], "world.max_seconds has no effect on"),
+    (["benchmark", "coco", "nowhere", "--part", "t2i", "--set", "decoding.s2i.steps=4"], "no effect on evaluating t2i:"),
+    (["benchmark", "coco", "nowhere", "--part", "vqa"], "no part 'vqa' of coco; choose one of captioning, t2i, s2i"),
+    (["benchmark", "coco", "nowhere", "--part", "t2i", "--speaker", "ann"], "which is not asked for; leave it out"),
     (["generate"], "no input"),
     (["generate", "--text", "hi"], "make reproduce"),
     (["tokenize", "no.jsonl", "--out", "x.safetensors"], "no.jsonl"),

@@ -16,6 +16,7 @@ from omnidiff_lite.cli import main
 from omnidiff_lite.data import parquet
 from omnidiff_lite.data.broken import BrokenLog
 from omnidiff_lite.data.corpora import corpora, corpus_table, read_corpus
+from omnidiff_lite.data.corpus_files import KINDS
 from omnidiff_lite.data.errors import DataError
 from omnidiff_lite.data.jsonl import read_samples
 from omnidiff_lite.data.media import load_image_ref, load_speech_ref
@@ -183,13 +184,50 @@ def test_an_unknown_name_and_an_empty_folder_are_refused(tmp_path):
         read_corpus("emilia", tmp_path)
 
 
-def test_broken_rows_may_be_skipped_and_are_named(tmp_path):
-    good = SMALL["tulu3"][0]["data/train-00000.parquet"][0]
-    put(tmp_path, {"train-00000.parquet": [good, {"messages": []}, good]})
+TULU = SMALL["tulu3"][0]["data/train-00000.parquet"][0]
+DRAWN = json.dumps({"img_path": "./000/a.jpg", "prompt": "cat", "Task2": {"Caption": "a cat"}})
+GAPS = {  # kind: corpus, files with broken rows between good ones, how many are good, where the broken ones stand
+    "parquet": ("tulu3", {"train-00000.parquet": [TULU, {"messages": []}, TULU]}, 2, ["train-00000.parquet, row 2"]),
+    "jsonl": ("journeydb", {"data/train/train_anno_realease_repath.jsonl": f"{DRAWN}\n{{\n{DRAWN}\n",
+                            "data/train/imgs/000/a.jpg": jpg()}, 2,
+              ["data/train/train_anno_realease_repath.jsonl, line 2"]),
+    "tsv": ("common_voice", {"en/train.tsv": f"{CV}c\tlost.mp3\tHm.\ten\nc\tcv_1.mp3\tYes.\ten\n",
+                             "en/clips/cv_1.mp3": wav()}, 2, ["en/train.tsv, line 3"]),
+    "csv": ("gigaspeech", {"data/metadata/m_metadata_additional/m_chunks_0000_metadata.csv":
+                           f"{GIGA}A1,A1_S2,audio/a.opus,HM\nA1,A1_S1,audio/a.opus,YES\n",
+                           "data/audio/m_files_additional/m_chunks_0000/A1_S1.wav": wav()}, 2,
+            ["data/metadata/m_metadata_additional/m_chunks_0000_metadata.csv, line 3"]),
+    "tar": ("laion2b", {"00000.tar": {"1.jpg": jpg(), "1.txt": b"a cat", "2.jpg": jpg(), "3.jpg": jpg(),
+                                      "3.txt": b"a cat"}}, 2, ["00000.tar, sample 2"]),
+    "librispeech": ("librispeech", {
+        "7/8/7-8-0001.flac": wav(), "7/9/7-9.trans.txt": "7-9-0001 HE\n7-9-0002\n7-9-0003 HM\n7-9-0005 WENT\n",
+        "7/9/7-9-0001.flac": wav(), "7/9/7-9-0002.flac": wav(), "7/9/7-9-0004.flac": wav(), "7/9/7-9-0005.flac": wav()},
+        2, ["7/8", "7/9/7-9-0004.flac", "7/9/7-9.trans.txt, line 2", "7/9/7-9.trans.txt, line 3"]),
+    "libritts": ("libritts", {
+        "7/8/a.txt": "", "7/9/7_9_1.normalized.txt": "He.", "7/9/7_9_1.wav": wav(), "7/9/7_9_2.normalized.txt": " ",
+        "7/9/7_9_2.wav": wav(), "7/9/7_9_3.normalized.txt": "Hm.", "7/9/7_9_4.wav": wav(),
+        "7/9/7_9_5.normalized.txt": b"\xff", "7/9/7_9_5.wav": wav(), "7/9/7_9_6.normalized.txt": "Went.",
+        "7/9/7_9_6.wav": wav()}, 2,
+        ["7/8", "7/9/7_9_4.wav", *(f"7/9/7_9_{n}.normalized.txt" for n in (2, 3, 5))]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_broken_rows_may_be_skipped_and_are_named(tmp_path, kind):
+    name, files, good, broken = GAPS[kind]
+    assert corpora()[name].kind == kind
+    put(tmp_path / "in", files)
     log = BrokenLog(tmp_path / "broken.jsonl")
-    assert len(list(read_corpus("tulu3", tmp_path, log=log))) == 2
-    assert list(log.known) == [f"{tmp_path / 'train-00000.parquet'}, row 2"]
-    assert len(list(read_corpus("tulu3", tmp_path, limit=1))) == 1, "what stands after the limit is not checked"
+    assert len(list(read_corpus(name, tmp_path / "in", log=log))) == good
+    assert list(log.known) == [str(tmp_path / "in" / where) for where in broken] and log.seen == good + len(broken)
+    assert all(str(tmp_path / "in") in reason for reason in log.known.values())
+    with pytest.raises(DataError, match=f"{len(broken)} samples are broken and {len(broken) - 1} are allowed"):
+        list(read_corpus(name, tmp_path / "in", log=BrokenLog(most=len(broken) - 1)))
+
+
+def test_what_stands_after_a_limit_is_not_checked(tmp_path):
+    put(tmp_path, GAPS["parquet"][1])
+    assert len(list(read_corpus("tulu3", tmp_path, limit=1))) == 1
 
 
 def test_the_command_lists_and_writes(tmp_path, capsys):

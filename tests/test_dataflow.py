@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -165,8 +167,20 @@ def test_every_sample_comes_once_an_epoch(folder):
 
 
 def test_workers_change_nothing(folder, monkeypatch):
-    monkeypatch.setattr(media, "SMALL", 2)
-    assert same(stream(sources(folder, workers=2)).batch(0), stream(sources(folder)).batch(0))
+    alone = stream(sources(folder)).batch(0)
+    monkeypatch.setattr(media, "SMALL", 1)
+    monkeypatch.setattr(media, "load_speech_ref", lambda *_: pytest.fail("decoded in this process"))  # not in workers
+    assert same(stream(sources(folder, workers=2)).batch(0), alone)
+
+
+def test_a_killed_worker_stops_the_stream_and_no_sample_is_to_blame(folder, monkeypatch):
+    monkeypatch.setattr(media, "SMALL", 1)
+    log = BrokenLog()
+    media._pool(2)[0].submit(os.getpid).result()
+    media._pool(2)[0].submit(signal.raise_signal, signal.SIGKILL)
+    with pytest.raises(DataError, match="was killed .*memory"):
+        stream(sources(folder, workers=2, log=log)).batch(0)
+    assert not log.known
 
 
 def test_order_depends_on_the_seed_alone(folder):
@@ -314,6 +328,25 @@ def test_a_killed_run_leaves_no_worker_and_goes_on(folder):
     assert sum(entry["samples"] for entry in index["shards"]) == 12
     assert all((folder / "ids" / name).stat().st_mtime_ns == when for name, when in made.items()), "they were kept"
     assert len(read_shards([folder / "ids"])["asr"]) == 12
+
+
+class Killed(toys.ToyParts):
+    """In a worker, the second shard ends it as a lack of memory would."""
+
+    def _frames(self, waves, batch_size):
+        if self.seen and multiprocessing.parent_process():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._frames(waves, batch_size)
+
+
+def test_a_killed_worker_is_named_and_the_same_command_goes_on(folder):
+    with pytest.raises(DataError, match="a worker was killed .*memory.*; finished shards are kept: .* fewer --workers"):
+        tokenize_files([folder / "speech.jsonl"], folder / "ids", Killed, SIZES, processes=2, shard_rows=2)
+    made = {path.name: path.stat().st_mtime_ns for path in (folder / "ids").glob("shard-*.safetensors")}
+    assert 0 < len(made) <= 2
+    index = tokenize_files([folder / "speech.jsonl"], folder / "ids", toys.ToyParts, SIZES, shard_rows=2)
+    assert sum(entry["samples"] for entry in index["shards"]) == 12
+    assert all((folder / "ids" / name).stat().st_mtime_ns == when for name, when in made.items()), "they were kept"
 
 
 def wait_until(true, seconds: float) -> None:

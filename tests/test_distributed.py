@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import members
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -20,6 +21,7 @@ from members import KINDS, OTHERWISE, STEPS
 from omnidiff_lite.artifacts import CLONE
 from omnidiff_lite.backbone import Denoiser
 from omnidiff_lite.cli import main
+from omnidiff_lite.data.shards import write_index, write_shard
 from omnidiff_lite.evaluation.records import read_records
 from omnidiff_lite.provenance import PACKAGE
 from omnidiff_lite.training.launch import Expected
@@ -148,6 +150,24 @@ def test_a_killed_process_ends_the_run_which_goes_on_from_its_checkpoint(many, t
     assert [path.name for path in (tmp_path / "killed" / "checkpoints").iterdir()] == ["step-00000010"]
     together(2, partial(members.failing, tmp_path, "fsdp2", {"killed": int}))
     assert_same(read_log(tmp_path / "killed" / "log.csv"), read_log(many / "fsdp2" / "straight" / "log.csv"))
+
+
+def test_a_vanished_shard_ends_the_run_which_goes_on_once_it_is_back(many, tmp_path):
+    """To the log of samples in memory."""
+    samples = [sample for of_task in toys.datasets().values() for sample in of_task]
+    shards = [tmp_path / f"shard-{n}.safetensors" for n in range(4)]
+    for path, part in zip(shards, np.array_split(np.arange(len(samples)), 4)):
+        write_shard(path, [samples[n] for n in part], toys.VOCABULARY.pad, {})
+    write_index(tmp_path, shards, {})
+    kept = shards[1].read_bytes()
+    with pytest.raises(TogetherError, match="process . of 2: "):
+        together(2, partial(members.from_shards, tmp_path / "run", tmp_path, shards[1]))
+    told = [path.read_text() for path in (tmp_path / "run").glob("told *.txt")]
+    assert told and all("shard-1.safetensors: the file is gone" in text for text in told)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000010"]
+    shards[1].write_bytes(kept)
+    together(2, partial(members.from_shards, tmp_path / "run", tmp_path))
+    assert_same(read_log(tmp_path / "run" / "log.csv"), read_log(many / "ddp" / "straight" / "log.csv"))
 
 
 def test_a_damaged_part_is_passed_over_by_all(many, tmp_path):

@@ -1,5 +1,9 @@
 """Pictures and sounds by reference: paths and recipes, one or many, in worker processes and from the cache."""
 
+import os
+import signal
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -8,6 +12,7 @@ import pytest
 
 from omnidiff_lite.config import WorldConfig
 from omnidiff_lite.data import media
+from omnidiff_lite.data.errors import DataError
 from omnidiff_lite.data.media import load_image_ref, load_many, load_ref, load_speech_ref
 from omnidiff_lite.media import MediaError, Waveform
 from omnidiff_lite.world.dataset import pictures, utterances
@@ -64,6 +69,26 @@ def test_many_keep_their_order_and_repeats_are_loaded_once(drawn, monkeypatch):
 def test_worker_processes_give_the_same(drawn):
     assert len(REFS) >= media.SMALL
     assert all(map(same, load_many(REFS, workers=2, size=64), drawn))
+
+
+def test_a_killed_worker_stops_the_work_and_the_next_call_begins_anew(drawn):
+    """No bad sample among others, which would be passed over."""
+    pool, _ = media._pool(2)
+    pool.submit(os.getpid).result()
+    pool.submit(signal.raise_signal, signal.SIGKILL)
+    with pytest.raises(DataError, match="was killed .*memory.*; run again with fewer workers"):
+        load_many(REFS, workers=2, size=64)
+    assert all(map(same, load_many(REFS, workers=2, size=64), drawn))
+
+
+def test_workers_that_cannot_start_are_done_without(tmp_path):
+    """A script without its guard would start itself in each of them."""
+    script = tmp_path / "script.py"
+    script.write_text("from omnidiff_lite.data.media import load_many\n"
+                      f"print(len(load_many({REFS[:64:2]!r} * 2 + {REFS[1:66:2]!r}, workers=2, size=16)))\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.strip() == "97", done.stderr
+    assert "worker processes could not start" in done.stderr and "if __name__ == '__main__':" in done.stderr
 
 
 def test_the_cache_gives_the_same_without_drawing(tmp_path, drawn, monkeypatch):

@@ -25,7 +25,9 @@ def test_a_notebook_is_committed_executed_typed_and_short_celled(path):
     cells = code_cells(path)
     assert any(c.outputs for c in cells) and all(c.execution_count for c in cells), "commit it executed"
     assert not any(o.output_type == "error" for c in cells for o in c.outputs)
-    assert {"preset", "seed"} <= set(declared_parameters(path))
+    declared = declared_parameters(path)
+    assert (declared.get("preset"), declared.get("seed"), declared.get("overrides")) == (str, int, str), \
+        "any key of the configuration can be set from papermill"
     assert max(len(c.source.splitlines()) for c in cells) <= 18
     assert "=" not in "".join(line.partition("#")[2] for line in cells[0].source.splitlines()), "papermill cannot read it"
 

@@ -7,10 +7,13 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from omnidiff_lite.artifacts import CLONE
-from omnidiff_lite.cli import COMMANDS
+from omnidiff_lite.cli import command_line
+from omnidiff_lite.data.errors import DataError
+from omnidiff_lite.data.rows import open_rows
 from omnidiff_lite.readme import update
 from omnidiff_lite.reproduce import ROAD, declared_parameters
 
@@ -33,17 +36,43 @@ def test_every_linked_file_exists():
     assert len(links) > 15 and all((CLONE / link).exists() for link in links)
 
 
-@pytest.mark.parametrize("line", re.findall(r"(?m)^(?:omnidiff|papermill|make) .*$", README))
+@pytest.mark.parametrize("line", re.findall(r"(?m)^(?:papermill|make) .*$", README))
 def test_every_command_is_one_that_exists(line):
     words = shlex.split(line, comments=True)
-    if words[0] == "omnidiff":
-        assert words[1] in COMMANDS
     if words[0] == "make":
         assert re.search(rf"(?m)^{words[1]}:", (CLONE / "Makefile").read_text())
     if words[0] == "papermill":
         notebook = next(CLONE / w for w in words if w.startswith("notebooks/"))
         given = [words[i + 1] for i, w in enumerate(words) if w == "-p"]
         assert set(given) <= set(declared_parameters(notebook))
+
+
+def shown_commands() -> list[str]:
+    """What follows `omnidiff`, by whichever launcher, in the bash blocks of the README and of the notebooks."""
+    notebooks = [nbformat.read(path, as_version=4) for path in sorted((CLONE / "notebooks").glob("*.ipynb"))]
+    texts = [README, *(cell.source for each in notebooks for cell in each.cells if cell.cell_type == "markdown")]
+    blocks = "\n".join(block for text in texts for block in re.findall(r"(?s)```bash\n(.*?)```", text))
+    lines = re.findall(r"(?m)^(?:omnidiff|.*-m omnidiff_lite|sbatch .*slurm\.sh) .*$", blocks.replace("\\\n", " "))
+    script = "train --preset full --stage 1 --expect 64 fsdp2 cuda "  # to which slurm.sh adds what it is given
+    return [re.sub(r"^(?:omnidiff|.*-m omnidiff_lite) ", "", re.sub(r"^sbatch \S+ ", script, line)) for line in lines]
+
+
+@pytest.mark.parametrize("line", shown_commands())
+def test_every_command_parses_and_is_given_data_that_can_be_read(line, tmp_path, monkeypatch):
+    """A folder is one of `omnidiff tokenize`; of a file the name is judged before it is looked for."""
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(line, comments=True)
+    options = command_line().parse_args([word for word in words if word != "..."])
+    data = getattr(options, "data", None) or getattr(options, "files", [])
+    for path in data if isinstance(data, list) else [data]:
+        if path.suffix or options.command != "train":
+            with pytest.raises(DataError, match="no such file"):
+                open_rows(path)
+
+
+def test_the_launchers_commands_are_among_them():
+    trained = [line for line in shown_commands() if line.startswith("train ")]
+    assert len(trained) >= 9 and sum("--expect" in line for line in trained) >= 6
 
 
 def test_the_measured_parts_are_those_of_the_committed_results(tmp_path):

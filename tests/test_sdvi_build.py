@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from omnidiff_lite.chat import IMAGE, Sample
+from omnidiff_lite.chat import IMAGE, Sample, build_messages
 from omnidiff_lite.cli import main
 from omnidiff_lite.data.broken import BrokenLog
 from omnidiff_lite.data.errors import DataError
@@ -101,12 +101,25 @@ def test_a_voice_depends_on_the_sample_and_the_seed_alone(asked, tmp_path):
     assert rows["all"][-1] == rows["last"][0]
 
 
-def test_another_seed_or_task_is_refused(asked, tmp_path):
-    build_sdvi("svqa", asked, tmp_path, Tone(), log=lenient())
+def test_another_corpus_or_seed_or_task_is_refused(asked, tmp_path):
+    build_sdvi("svqa", asked, tmp_path, Tone(), log=lenient(), corpus="llava in a")
     with pytest.raises(DataError, match="svqa.jsonl was begun with another seed: give another folder"):
-        build_sdvi("svqa", asked, tmp_path, Tone(), seed=1)
+        build_sdvi("svqa", asked, tmp_path, Tone(), seed=1, corpus="llava in a")
+    with pytest.raises(DataError, match="svqa.jsonl was begun with another corpus: give another folder"):
+        build_sdvi("svqa", asked, tmp_path, Tone(), corpus="llava in b")
     with pytest.raises(DataError, match="SDVI has no task 'asr'; choose one of svqa, s2i"):
         build_sdvi("asr", asked, tmp_path, Tone())
+
+
+def test_samples_that_it_is_not_made_from_are_refused_and_so_is_a_result_of_nothing(asked, tmp_path):
+    heard = Sample(build_messages("asr", answer="hm"), [], ["a.wav"], "asr", {"text": "hm"})
+    for task, takes in (("svqa", "vqa, captioning, text_qa"), ("s2i", "t2i")):
+        with pytest.raises(DataError, match=f"row 1: a sample of task 'asr', and {task} is made from {takes}; give"):
+            build_sdvi(task, [heard], tmp_path, Tone())
+    with pytest.raises(DataError, match="svqa.jsonl: none of the samples could be made into svqa; give questions"):
+        build_sdvi("svqa", asked[1:2], tmp_path / "sums", Tone())
+    with pytest.raises(DataError, match=r"none of the samples .*, or mend what .*broken\.jsonl names"):
+        build_sdvi("svqa", asked[2:3], tmp_path / "dumb", Tone())
 
 
 def test_a_synthesiser_comes_by_an_entry_point(monkeypatch):
@@ -134,3 +147,7 @@ def test_the_command_speaks_a_corpus(tmp_path, capsys):
                  str(tmp_path / "sdvi")]) == 0
     sample, = read_samples(capsys.readouterr().out.strip())
     assert sample.meta["caption"] == "a red wall" and sample.images[0].startswith("tar:")
+    (tmp_path / "in").rename(tmp_path / "other")
+    assert main(["data", "--corpus", "blip3o_journeydb", str(tmp_path / "other"), "--sdvi", "s2i", "--out",
+                 str(tmp_path / "sdvi")]) == 1
+    assert "s2i.jsonl was begun with another corpus" in capsys.readouterr().err

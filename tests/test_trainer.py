@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -24,6 +26,8 @@ from omnidiff_lite.data.packing import PackedStream, pack_row
 from omnidiff_lite.provenance import PACKAGE
 from omnidiff_lite.training import trainer
 from omnidiff_lite.training.batches import answer_weights, choose_scored, collate, derive_seed
+from omnidiff_lite.training.feed import save_position
+from omnidiff_lite.training.log import StepLog, read_log
 from omnidiff_lite.training.step import AnswerLoss, Stepper, TrainingError
 from omnidiff_lite.training.trainer import learning_rate, train_stage, validate
 from omnidiff_lite.weights import CheckpointError
@@ -240,6 +244,53 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, straight):
     assert logged.count("\n") == 6  # header and steps 0 to 4; the last checkpoint is after step 3
     (tmp_path / "log.csv").write_text(logged[:-20])  # and the last line was only half on the disk
     assert_same(run(tmp_path), straight)
+
+
+@contextlib.contextmanager
+def full_disk(room: int):
+    """No file grows beyond `room` bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+UNWRITTEN = (r"log\.csv, or tensorboard/ beside it, cannot be written \(.*File too large.*\); make room .*goes on from "
+             "the last checkpoint")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard
+@pytest.mark.parametrize("room", [100, 500])
+def test_a_full_disk_is_named_where_the_log_meets_it_first(tmp_path, straight, room):
+    """At its head, or at a row of it."""
+    run(tmp_path, stop_after=2)
+    before = (tmp_path / "log.csv").read_text()
+    with full_disk(room), pytest.raises(TrainingError, match=UNWRITTEN):
+        run(tmp_path)
+    assert (tmp_path / "log.csv").read_text().startswith(before)
+    assert_same(run(tmp_path), straight)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_figures_beside_the_log_that_cannot_be_written_are_named(tmp_path):
+    """They are larger than its rows, and written by a thread: noticed some steps later, and again at the end."""
+    log = StepLog(tmp_path, ["loss"], 0)
+    with full_disk(4000):
+        with pytest.raises(TrainingError, match=UNWRITTEN):
+            for step in range(300):
+                log.write(step, {"loss": 1.0})
+        with pytest.raises(TrainingError, match=UNWRITTEN):
+            log.close()
+    assert len(read_log(tmp_path / "log.csv")) == step + 1 < 300
+
+
+def test_a_position_that_cannot_be_written_names_its_file(tmp_path):
+    save_position(tmp_path, 2, {"window": 0, "row": 3})
+    with full_disk(10), pytest.raises(CheckpointError, match=r"stream\.json: cannot be written .*make room"):
+        save_position(tmp_path, 4, {"window": 1, "row": 5})
+    assert [path.name for path in tmp_path.iterdir()] == ["stream.json"]
 
 
 def test_a_damaged_last_checkpoint_costs_two_steps_and_nothing_else(tmp_path, straight):

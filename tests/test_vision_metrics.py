@@ -6,19 +6,23 @@ import numpy as np
 import pytest
 import sacrebleu
 
-from omnidiff_lite.evaluation.cider import cider_scores
+from omnidiff_lite.chat import Sample
+from omnidiff_lite.evaluation.cider import caption_words, cider_scores
 from omnidiff_lite.evaluation.requests import Settings
 from omnidiff_lite.evaluation.statistics import bootstrap_interval, ratio
 from omnidiff_lite.evaluation.vision import (bleu, bleu_statistics, chosen_letter, mme_scores, multiple_choice_accuracy,
-                                             pope_scores, yes_or_no)
+                                             pope_scores, right_letter, yes_or_no)
 
 FEW = Settings(bootstrap=100)
 
 
 @pytest.mark.parametrize("text, word", [
-    ("Yes", "yes"), (" no, there is not.", "no"), ("<|im_start|>yes<|im_end|>", "yes"),
-    ("nothing", "other"), ("I think yes", "other"), ("", "other"), (None, "other")])
-def test_the_first_word_decides(text, word):
+    ("Yes", "yes"), ("no", "no"), (" no, there is not.", "no"), ("<|im_start|>yes<|im_end|>", "yes"),
+    ("\nYES.", "yes"), ("<|im_start|> No<|im_end|>", "no"), ("Not visible", "no"), ("nothing", "no"), ("know", "no"),
+    ("a no", "no"), ("noyes", "no"), ("eyes", "yes"), ("I think yes", "other"), ("There is no", "other"), ("", "other"),
+    (None, "other")])
+def test_an_answer_is_read_as_mmes_own_script_reads_it(text, word):
+    """parse_pred_ans of calculation.py: the answer itself, or what its first four characters hold."""
     assert yes_or_no(text) == word
 
 
@@ -96,6 +100,20 @@ def test_the_letter_that_an_answer_opens_with(text, letter):
     assert chosen_letter(text) == letter
 
 
+@pytest.mark.parametrize("answer, choices, letter", [
+    ("B", ["3", "4", "5"], "B"), ("c", ["3", "4", "5"], "C"), ("4", ["3", "4", "5"], "B"), ("x", ["w", "x"], "B"),
+    ("blue", ["red", "blue"], "B"), ("A", ["B", "A", "C"], "A"), ("D", [], "D")])
+def test_the_right_letter_is_the_answer_or_stands_before_its_words(answer, choices, letter):
+    """Where choices are letters themselves, the answer is one of the letters before them, as benchmarks have it."""
+    assert right_letter(Sample([], meta={"answer": answer, "choices": choices})) == letter
+
+
+@pytest.mark.parametrize("answer", ["6", "E", "four"])
+def test_an_answer_that_is_no_choice_is_told(answer):
+    with pytest.raises(ValueError, match=f"'answer' is '{answer}': give one of A, B, C, or one of the choices in"):
+        right_letter(Sample([], meta={"answer": answer, "choices": ["3", "4", "5"]}))
+
+
 def test_multiple_choice_accuracy():
     estimate = multiple_choice_accuracy(["A", "B", "C", "D"], ["A.", "A", "c", None], settings=FEW)
     assert estimate.value == 50 and estimate.n == 4
@@ -136,6 +154,14 @@ def test_cider_punishes_length_and_clips_repeats():
     unigram, bigram, trigram = 3 / math.sqrt(11 * 3), 2 / math.sqrt(6 * 2), 1 / math.sqrt(3)
     assert short[0] == pytest.approx(7.5)
     assert long[0] == pytest.approx(2.5 * (unigram + bigram + trigram) * math.exp(-4 / 72))
+
+
+def test_captions_are_compared_without_case_and_punctuation():
+    """As COCO's server does, whose references nearly all end in a full stop."""
+    plain, typed = "a man's black-and-white dog", "A man's black-and-white dog."
+    assert caption_words(typed) == ["a", "man", "'s", "black-and-white", "dog"] == caption_words(f"'{plain}'")
+    assert cider_scores([plain, "x"], [[typed], ["y"]])[0] == pytest.approx(10)
+    assert float(bleu(np.array(bleu_statistics(plain, [typed])))) == pytest.approx(100)
 
 
 def test_cider_averages_over_references_and_refuses_none():

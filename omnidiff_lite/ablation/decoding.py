@@ -22,8 +22,10 @@ def check(study: Study, variant: Variant, preset: Preset) -> None:
     """Raises `ConfigError` for a setting or a metric that does not exist or does not fit."""
     for metric in study.metrics:
         check_metric(study.task, metric)
-    if "latency_s" in study.metrics and not variant.budget.timed:
-        raise ConfigError("latency_s needs budget.timed, the number of answers to time")
+    tokens = (preset.image_tokenizer.generation_size // preset.image_tokenizer.factor) ** 2
+    if study.picture_tokens and tokens != study.picture_tokens:
+        raise ConfigError(f"picture_tokens: the settings are for pictures of {study.picture_tokens} tokens, those of "
+                          f"the preset {preset.name} have {tokens}; change both in a copy of the study's .yaml file")
     decoding, lengths = split(variant.settings, Vocabulary.released())
     from_dict(AnswerLengths, lengths)
     check_decoding(study.task, decoding, preset.decoding.get(study.task, {}))
@@ -36,7 +38,7 @@ def run(study: Study, variant: Variant, seed: int, model: OmniDiffusion, judges:
     settings = replace(model.settings, lengths=from_dict(AnswerLengths, to_dict(model.settings.lengths) | lengths))
     asked = OmniDiffusion(model.denoiser, model.tokenizers, settings)
     items = variant.budget.items or preset.evaluation.items
-    return measure(study.task, study.metrics, asked, judges, preset, seed, items, variant.budget.timed, decoding)
+    return measure(study.task, study.metrics, asked, judges, preset, seed, items, decoding)
 
 
 def split(settings: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[dict[str, Any], dict[str, Any]]:

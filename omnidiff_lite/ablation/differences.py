@@ -10,6 +10,7 @@ import pandas as pd
 import yaml
 
 from omnidiff_lite.ablation.results import MINUS, effect_text, finished_studies, study_of
+from omnidiff_lite.ablation.standing import remark
 from omnidiff_lite.ablation.study import read_study
 from omnidiff_lite.config import ConfigError
 from omnidiff_lite.evaluation.records import Record
@@ -42,14 +43,17 @@ def differences() -> list[Difference]:
 
 
 def difference_table(metrics: Path) -> pd.DataFrame:
-    """Columns what, paper, code, measured, study; effects from the records under `results/<preset>/metrics/`."""
+    """Columns what, paper, code, measured, study; effects from the records under `results/<preset>/metrics/`, which say
+    so where they are not of the checkpoint beside them."""
     found = finished_studies(metrics)
+    remarks = {name: remark(study_of(records), records, metrics.parent) for name, records in found.items()}
     return pd.DataFrame([{"what": d.what, "paper": d.paper, "released code": d.code,
-                          "measured effect [95 %]": _measured(d, found.get(d.study)), "study": d.study}
+                          "measured effect [95 %]": _measured(d, found.get(d.study), remarks.get(d.study, "")),
+                          "study": d.study}
                          for d in differences()])
 
 
-def _measured(difference: Difference, records: list[Record] | None) -> str:
+def _measured(difference: Difference, records: list[Record] | None, remark: str) -> str:
     if difference.reason:
         return f"not measured: {difference.reason}"
     if records is None:
@@ -62,4 +66,4 @@ def _measured(difference: Difference, records: list[Record] | None) -> str:
     base = next(v.against for v in study.rows if v.name == difference.row)
     n = shown[study.metrics[0] + MINUS].n
     over = "seeds" if study.kind == "training" else "items"
-    return f"{text} (against {base}; n={n} {over})" + (f"; {difference.note}" if difference.note else "")
+    return "; ".join(filter(None, [f"{text} (against {base}; n={n} {over})", difference.note, remark]))

@@ -2,7 +2,9 @@
 
 Beside the columns of `evaluate_task` (those that are sums over items): `passes`, decoding steps that decided something;
 `length`, tokens of the answer before it ends; `length_error`, how far that is from the reference answer's; `pads`,
-percent of the canvas that came out as pad; `latency_s`, seconds of a request answered alone.
+percent of the canvas that came out as pad. No seconds: a study's cells run minutes apart, so that a load which comes
+and goes would be read as an effect. Ways of decoding are timed in turn by `evaluation.decoding` (notebook 06) and
+`omnidiff bench`.
 """
 
 from __future__ import annotations
@@ -15,18 +17,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from omnidiff_lite.chat import IGNORE, TASKS, Sample
+from omnidiff_lite.chat import IGNORE, Sample
 from omnidiff_lite.config import ConfigError, Preset
 from omnidiff_lite.data.encode import encode_samples
 from omnidiff_lite.evaluation.judges import Judges
-from omnidiff_lite.evaluation.requests import Answer, Settings
-from omnidiff_lite.evaluation.sampling import time_answers
+from omnidiff_lite.evaluation.requests import Answer
 from omnidiff_lite.evaluation.suite import evaluate_items
 from omnidiff_lite.pipeline import OmniDiffusion
 from omnidiff_lite.world.dataset import samples as world_samples
 
 VERDICT = ("objects_right", "attributes_right", "relation_right", "background_right", "all_right")
-CANVAS = ("passes", "length", "length_error", "pads", "latency_s")
+CANVAS = ("passes", "length", "length_error", "pads")
 _PICTURE = ("clip_t", "clip_i", "image_missing", *(f"image_{name}" for name in VERDICT))
 COLUMNS: dict[str, tuple[str, ...]] = {
     "asr": ("asr_wer",), "tts": ("tts_wer", "tts_silent"),
@@ -48,14 +49,13 @@ def check_metric(task: str, metric: str) -> None:
 
 
 def measure(task: str, metrics: Sequence[str], model: OmniDiffusion, judges: Judges, preset: Preset, seed: int,
-            items: int, timed: int, decoding: Mapping[str, Any] | None) -> dict[str, Sums]:
+            items: int, decoding: Mapping[str, Any] | None) -> dict[str, Sums]:
     """The sums of `metrics` over `items` test samples of the embedded world, the same whatever the seed, which is the
     sampler's."""
     drawn = world_samples(task, "test", items, 0, preset.world)
     listener = _Listener(model)
     table = evaluate_items(task, listener, judges, drawn, preset, seed, decoding)[1]
-    return {metric: _sums(metric, task, table, drawn, listener.answers, model, preset, seed, timed, decoding)
-            for metric in metrics}
+    return {metric: _sums(metric, table, drawn, listener.answers, model, preset) for metric in metrics}
 
 
 @dataclass
@@ -71,11 +71,8 @@ class _Listener:
         return answers
 
 
-def _sums(metric: str, task: str, table: pd.DataFrame, samples: Sequence[Sample], answers: Sequence[Answer],
-          model: OmniDiffusion, preset: Preset, seed: int, timed: int, decoding: Mapping[str, Any] | None) -> Sums:
-    if metric == "latency_s":
-        settings = Settings.of(preset, seed=seed, decoding=decoding)
-        return _mean(time_answers(model, samples[:timed], settings, to=TASKS[task].outputs, task=task).seconds)
+def _sums(metric: str, table: pd.DataFrame, samples: Sequence[Sample], answers: Sequence[Answer],
+          model: OmniDiffusion, preset: Preset) -> Sums:
     if metric == "passes":
         return _mean([sum(bool(step.decided.any()) for step in answer.trace) for answer in answers])
     if metric == "pads":

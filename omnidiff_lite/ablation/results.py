@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from omnidiff_lite import plots
 from omnidiff_lite.ablation.runner import Cell, Outcome
+from omnidiff_lite.ablation.standing import checkpoint_of
 from omnidiff_lite.ablation.study import Study, Variant
 from omnidiff_lite.evaluation.records import Record, measured, read_records
 from omnidiff_lite.evaluation.statistics import (Estimate, mean_interval, paired_difference, ratio_interval,
@@ -105,7 +106,9 @@ def finished_studies(metrics: Path) -> dict[str, list[Record]]:
 
 def study_of(records: Sequence[Record]) -> Study:
     """The study that records belong to, as it ran."""
-    return from_dict(Study, records[0].provenance["study"])
+    tree = records[0].provenance["study"]
+    budget = {key: value for key, value in tree["budget"].items() if key != "timed"}  # older studies timed answers
+    return from_dict(Study, tree | {"budget": budget})
 
 
 def effects(records: Sequence[Record], metric: str | None = None) -> pd.DataFrame:
@@ -146,18 +149,19 @@ def study_figure(records: Sequence[Record], metric: str | None = None) -> Figure
 
 
 def summary(metrics: Path) -> pd.DataFrame:
-    """One line for each effect of every finished study: study, base, variant, effect with its interval, seeds, minutes.
-    """
-    found = [effect_lines(records) for records in finished_studies(metrics).values()]
+    """One line for each effect of every finished study: study, base, variant, effect with its interval, seeds, minutes,
+    and whether it is of the checkpoint that is here (`standing`)."""
+    found = [effect_lines(records, metrics.parent) for records in finished_studies(metrics).values()]
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
-def effect_lines(records: Sequence[Record]) -> pd.DataFrame:
-    """The lines of one study, in its first metric."""
+def effect_lines(records: Sequence[Record], run: Path) -> pd.DataFrame:
+    """The lines of one study, in its first metric. `run`: `results/<preset>`, whose checkpoint is "this one"."""
     study, minutes = study_of(records), records[0].provenance["minutes"]
     cells, metric = {(r.row, r.column): r for r in records}, study.metrics[0]
     return pd.DataFrame([_line(study, variant, cells[variant.name, metric + MINUS], cells[variant.against, metric],
-                               minutes) for variant in study.rows if variant.against])
+                               minutes) for variant in study.rows if variant.against]
+                        ).assign(checkpoint=checkpoint_of(study, records, run))
 
 
 def _line(study: Study, variant: Variant, effect: Record, base: Record, minutes: float) -> dict[str, Any]:

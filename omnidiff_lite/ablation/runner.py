@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 
 from omnidiff_lite.ablation import decoding, training
+from omnidiff_lite.ablation.standing import system_of
 from omnidiff_lite.ablation.study import Study, Variant
 from omnidiff_lite.artifacts import Artifacts
 from omnidiff_lite.config import ConfigError, Preset, load_preset, to_dict
 from omnidiff_lite.evaluation.judges import Judges
 from omnidiff_lite.evaluation.suite import finished_system
-from omnidiff_lite.freshness import digest
 from omnidiff_lite.pipeline import OmniDiffusion
 from omnidiff_lite.provenance import source_hash, tree_hash
 from omnidiff_lite.weights import write_json
@@ -53,10 +53,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished study: its cells, row by row and seed by seed."""
+    """A finished study: its cells, row by row and seed by seed. `system`: which checkpoint it ran with (`standing`)."""
 
     study: Study
     cells: list[Cell]
+    system: str = ""
 
     @property
     def minutes(self) -> float:
@@ -67,7 +68,7 @@ class Outcome:
     @property
     def origin(self) -> dict[str, Any]:
         """For the provenance of its records."""
-        return {"study": self.study.described(), "minutes": round(self.minutes, 2)}
+        return {"study": self.study.described(), "minutes": round(self.minutes, 2), "system": self.system}
 
 
 def run_study(study: Study, preset: str | Path, overrides: dict[str, Any] | None = None,
@@ -83,7 +84,8 @@ def run_study(study: Study, preset: str | Path, overrides: dict[str, Any] | None
     maker = _Decoding(artifacts) if study.kind == "decoding" else _Training(artifacts, progress)
     folder = artifacts.work / "ablation" / study.name
     folder.mkdir(parents=True, exist_ok=True)
-    shared = {"source": source_hash(*SOURCES), "system": maker.system()}
+    system = system_of(study, artifacts.dir)
+    shared = {"source": source_hash(*SOURCES), "system": system, "tokenizers": maker.tokenizers}
     jobs = [(variant, own, seed + number, folder / f"{_key(study, variant, own, seed + number, shared)}.json")
             for number in range(study.seeds) for variant, own in plan]
     clock = _Clock(sum(not path.exists() for *_, path in jobs), len(jobs), print if progress else lambda line: None)
@@ -93,7 +95,7 @@ def run_study(study: Study, preset: str | Path, overrides: dict[str, Any] | None
                 write_json(path, maker.make(study, variant, number, own))
     cells = [Cell(variant.name, number, **json.loads(path.read_text())) for variant, _, number, path in jobs]
     order = [variant.name for variant in study.rows]
-    return Outcome(study, sorted(cells, key=lambda cell: (order.index(cell.variant), cell.seed)))
+    return Outcome(study, sorted(cells, key=lambda cell: (order.index(cell.variant), cell.seed)), system)
 
 
 def checked(study: Study, variant: Variant, preset: str | Path, overrides: dict[str, Any]) -> Preset:
@@ -122,12 +124,11 @@ def _key(study: Study, variant: Variant, preset: Preset, seed: int, shared: dict
 class _Decoding:
     """Cells of the shipped checkpoint, loaded once it is needed."""
 
+    tokenizers = "the checkpoint's"
+
     def __init__(self, artifacts: Artifacts) -> None:
         self.artifacts = artifacts
         self.loaded: tuple[OmniDiffusion, Judges] | None = None
-
-    def system(self) -> str:
-        return f"{digest(self.artifacts.checkpoint)} {digest(self.artifacts.judges)}"
 
     def make(self, study: Study, variant: Variant, seed: int, preset: Preset) -> dict[str, Any]:
         self.loaded = self.loaded or finished_system(preset, self.artifacts)
@@ -142,11 +143,7 @@ class _Training:
 
     def __init__(self, artifacts: Artifacts, progress: bool) -> None:
         self.trainer = training.Trainer.of(artifacts, progress)
-        self.artifacts = artifacts
-
-    def system(self) -> str:
-        start = digest(self.artifacts.checkpoint / "denoiser")
-        return f"{self.trainer.fingerprint} {start} {digest(self.artifacts.judges)}"
+        self.tokenizers = self.trainer.fingerprint
 
     def make(self, study: Study, variant: Variant, seed: int, preset: Preset) -> dict[str, Any]:
         folders = self.trainer.train(variant.budget, preset, seed)

@@ -42,7 +42,6 @@ class Budget:
     """How a cell is made, and what it may take; 0 is the preset's own number."""
 
     items: int = 0  # test samples decoded; of a training study also the validation samples of each task
-    timed: int = 0  # answers timed one by one (metric latency_s)
     stages: tuple[int, ...] = (1,)  # of training, one after the other
     steps: int = 0  # of each stage
     rows: int = 0  # packed rows a step
@@ -51,7 +50,7 @@ class Budget:
     causal: bool = False  # the autoregressive twin in place of the diffusion model
 
     def __post_init__(self) -> None:
-        for name in ("items", "timed", "steps", "rows", "samples"):
+        for name in ("items", "steps", "rows", "samples"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: expected at least 0, got {getattr(self, name)}")
         if not self.stages or not set(self.stages) <= {1, 2, 3}:
@@ -78,6 +77,7 @@ class Study:
     metrics: tuple[str, ...]
     conclude: str
     task: str = ""  # of a decoding study
+    picture_tokens: int = 0  # of the pictures that its settings are counts for; a preset of others is refused; 0: any
     base: dict[str, Any] = field(default_factory=dict)
     baseline: str = LIKE_BASE  # what the base is called in tables and figures
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -158,7 +158,19 @@ def read_study(source: str | Path) -> Study:
         raise ConfigError(f"{where}: {error}") from None
 
 
+def _refuse_own(study: Study, key: str) -> None:
+    own = [name for name, changes in study.variants.items() if key in changes]
+    places = [*(["base"] if key in study.base else []), *(["grid"] if key in study.grid else []),
+              *(f"variant {name!r}" for name in own)]
+    if places:
+        raise ConfigError(f"{key}: set by the study {study.name} itself, in {' and '.join(places)}; to change it there "
+                          "too, edit a copy of its .yaml file and run that")
+
+
 def adjusted(study: Study, seeds: int | None = None, budget: dict[str, Any] | None = None) -> Study:
-    """The study over another number of seeds, with another budget. Raises `ConfigError`."""
+    """The study over another number of seeds, with another budget. Raises `ConfigError`, also for a part of the budget
+    that a variant sets itself: the others would change, it would not, and no longer as many steps (say) be compared."""
+    for key in budget or {}:
+        _refuse_own(study, BUDGET + key)
     changed = dataclasses.replace(study, budget=from_dict(Budget, to_dict(study.budget) | (budget or {}), "budget"))
     return changed if seeds is None else dataclasses.replace(changed, seeds=seeds)

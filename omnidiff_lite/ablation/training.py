@@ -30,6 +30,7 @@ from omnidiff_lite.config import ConfigError, Preset, load_preset, to_dict
 from omnidiff_lite.data import encode
 from omnidiff_lite.data.packing import pack_all
 from omnidiff_lite.evaluation.judges import load_judges
+from omnidiff_lite.freshness import digest
 from omnidiff_lite.pipeline import AnswerLengths, OmniDiffusion, settings_of
 from omnidiff_lite.provenance import source_hash, tree_hash
 from omnidiff_lite.tokenizers import Tokenizers
@@ -98,7 +99,7 @@ class Trainer:
     def train(self, budget: Budget, preset: Preset, seed: int) -> list[Path]:
         """Train what is not trained yet of a cell's stages; returns their folders, in order."""
         init: Denoiser | Path | str | None = None
-        key, folders = budget.start, []
+        key, folders = self._origin(budget), []
         for stage in budget.stages:
             key = stage_key(preset, stage, seed, budget.causal, self.fingerprint, key)
             folder = self.artifacts.work / "ablation" / "stages" / key
@@ -115,7 +116,7 @@ class Trainer:
 
     def score(self, study: Study, budget: Budget, preset: Preset, seed: int, folder: Path) -> dict[str, float]:
         """Every metric of the denoiser that a cell's last stage left in `folder`."""
-        denoiser = Denoiser.from_pretrained(folder / "denoiser", dtype=torch.float32)
+        denoiser = Denoiser.from_pretrained(folder / "denoiser", dtype=torch.float32).to(self.tokenizers.device)
         tasks = list(dict.fromkeys(task for stage in budget.stages for task in _mix(preset, stage)))
         held_out = self._data(preset, tasks, "validation", seed)
         found: dict[str, float] = {}
@@ -129,24 +130,29 @@ class Trainer:
             if dot:
                 decoded.setdefault(task, []).append(column)
         if decoded:
-            found |= self._decoded(decoded, denoiser, budget, preset, tasks, seed)
+            found |= self._decoded(decoded, denoiser, preset, tasks, seed)
         return {metric: found[metric] for metric in study.metrics}
+
+    def _origin(self, budget: Budget) -> str:
+        """What comes before the first stage: nothing, or the checkpoint's denoiser as it is now."""
+        if budget.start == "checkpoint":
+            return f"checkpoint {digest(self.artifacts.checkpoint / 'denoiser')}"
+        return budget.start
 
     def _start(self, budget: Budget, stage: int) -> Denoiser | str | None:
         if budget.start == "checkpoint":
             return Denoiser.from_pretrained(self.artifacts.checkpoint / "denoiser", dtype=torch.float32)
         return None if stage == 1 else "scratch"
 
-    def _decoded(self, metrics: dict[str, list[str]], denoiser: Denoiser, budget: Budget, preset: Preset,
-                 tasks: list[str], seed: int) -> dict[str, float]:
+    def _decoded(self, metrics: dict[str, list[str]], denoiser: Denoiser, preset: Preset, tasks: list[str],
+                 seed: int) -> dict[str, float]:
         chat = ChatEncoder(self.tokenizers.vocabulary, self.tokenizers.text)
         lengths = AnswerLengths.fit(self._data(preset, tasks, "train", seed), chat)
         model = OmniDiffusion(denoiser, self.tokenizers, settings_of(preset, lengths=lengths))
         judges = load_judges(preset, self.artifacts.require(self.artifacts.judges, "02_training_the_tokenizers"))
         found = {}
         for task, columns in metrics.items():
-            sums = measure(task, columns, model, judges.to(model.device), preset, seed, preset.evaluation.items,
-                           budget.timed, None)
+            sums = measure(task, columns, model, judges.to(model.device), preset, seed, preset.evaluation.items, None)
             found |= {f"{task}.{column}": float(np.divide(*rows.sum(0))) for column, rows in sums.items()}
         return found
 

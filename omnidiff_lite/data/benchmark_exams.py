@@ -19,21 +19,21 @@ ROWS_AT_ONCE = 32  # questions whose pictures are in memory together
 
 
 def read_mmmu(directory: Path, pictures: Path) -> Iterator[Row]:
-    """The multiple-choice questions of `validation-*.parquet`, in one subject's folder or in all below `directory`.
+    """The questions of `validation-*.parquet`, in one subject's folder or in all below `directory`.
 
     Columns: id, question, options (a text that is a Python list), answer (a letter), image_1..image_7 (bytes and
-    path), question_type. Questions of type "open" are left out, since they have no letter to score. "<image k>" in a
-    text names the k-th picture; those stay, and the pictures follow the text in that order, unpacked into `pictures`
-    as `<id>_<k>`. Meta "kind" is the subject. Raises `BenchmarkError`, also where pyarrow is missing.
+    path), question_type. "<image k>" in a text names the k-th picture; those stay, and the pictures follow the text in
+    that order, unpacked into `pictures` as `<id>_<k>`. Meta "kind" is the subject. Raises `BenchmarkError`, also where
+    pyarrow is missing.
 
-    A few questions show several pictures, for which the kit's own "vqa" request has no place: it asks those with one
-    (`len(sample.images) == 1`).
+    A few questions are "open": no choices, meta "answer" is words, or the text of a list of them. A few show several
+    pictures, for which the kit's own "vqa" request has no place. `evaluation.benchmarks` scores the others, and says
+    how many it left out.
     """
     for path in sorted(directory.glob("**/validation-*.parquet")):
         for number, row in enumerate(parquet_rows(path), start=1):
             where = f"{path}, row {number}"
-            if field(row, "question_type", where) == "multiple-choice":
-                yield where, _sample(row, pictures, where)
+            yield where, _sample(row, pictures, where)
 
 
 def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -43,8 +43,10 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _sample(row: dict[str, Any], pictures: Path, where: str) -> Sample:
     ident, question = field(row, "id", where), field(row, "question", where)
-    choices = _options(field(row, "options", where), where)
-    answer = letter_label(field(row, "answer", where), choices, where)
+    choices, answer = [], field(row, "answer", where)
+    if field(row, "question_type", where) != "open":
+        choices = _options(field(row, "options", where), where)
+        answer = letter_label(answer, choices, where)
     shown = _shown(row, " ".join([question, *choices]), where)
     files = [_unpacked(image, pictures / f"{re.sub(r'[^0-9A-Za-z_-]', '_', ident)}_{number}", where)
              for number, image in shown.items()]

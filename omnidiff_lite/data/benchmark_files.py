@@ -14,18 +14,20 @@ from itertools import islice
 from pathlib import Path
 
 from omnidiff_lite.chat import Sample
-from omnidiff_lite.data import benchmark_exams, benchmark_speech, benchmark_vision
+from omnidiff_lite.data import benchmark_coco, benchmark_exams, benchmark_speech, benchmark_vision
 from omnidiff_lite.data.benchmark_rows import BenchmarkError, Row, folder
 
-__all__ = ["BENCHMARKS", "Benchmark", "BenchmarkError", "read_benchmark"]
+__all__ = ["BENCHMARKS", "Benchmark", "BenchmarkError", "read_benchmark", "tasks_of"]
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """How one benchmark is read. `layout`: what its directory holds, for messages."""
+    """How one benchmark is read. `layout`: what its directory holds, for messages. `tasks`: what its rows are asked as.
+    """
 
     read: Callable[..., Iterator[Row]]
     layout: str
+    tasks: tuple[str, ...] = ("vqa",)
     parts: tuple[str, ...] = ()  # that may be read alone, in their published order
     pictures: str | None = None  # the folder of its pictures within the directory, where another may be given
     together: int = 1  # rows that are scored as one
@@ -33,16 +35,18 @@ class Benchmark:
 
 BENCHMARKS = {
     "librispeech": Benchmark(benchmark_speech.read_librispeech,
-                             "<speaker>/<chapter>/ with .flac files and a .trans.txt"),
+                             "<speaker>/<chapter>/ with .flac files and a .trans.txt", ("asr",)),
     "libritts": Benchmark(benchmark_speech.read_libritts,
-                          "<speaker>/<chapter>/ with .wav and .normalized.txt files"),
+                          "<speaker>/<chapter>/ with .wav and .normalized.txt files", ("tts",)),
     "pope": Benchmark(benchmark_vision.read_pope, "coco_pope_<strategy>.json with a question a line",
                       parts=benchmark_vision.STRATEGIES, pictures="val2014"),
     "mme": Benchmark(benchmark_vision.read_mme, "a folder a subtask", parts=benchmark_vision.SUBTASKS, together=2),
     "seed2plus": Benchmark(benchmark_vision.read_seed2plus, f"questions in {benchmark_vision.SEED_FILE}",
                            pictures="."),
-    "mmmu": Benchmark(benchmark_exams.read_mmmu, "<subject>/validation-*.parquet with multiple-choice questions",
+    "mmmu": Benchmark(benchmark_exams.read_mmmu, "<subject>/validation-*.parquet with questions",
                       pictures="pictures"),
+    "coco": Benchmark(benchmark_coco.read_coco, f"{benchmark_coco.CAPTIONS} and {benchmark_coco.PICTURES}/",
+                      benchmark_coco.TASKS, parts=benchmark_coco.TASKS, pictures=benchmark_coco.PICTURES),
 }
 
 
@@ -51,15 +55,13 @@ def read_benchmark(name: str, directory: str | Path, limit: int | None = None, *
     """The rows of a benchmark, in an order that depends on its files alone.
 
     `name`: one of `BENCHMARKS`. `limit`: only the first so many rows; what stands after them is not checked. `part`:
-    one strategy of POPE or one subtask of MME (default: all). `pictures`: the folder of POPE's or SEED-Bench-2-Plus's
-    pictures (default: within `directory`, as unpacked), or where MMMU's are unpacked to.
+    one strategy of POPE, one subtask of MME or one task of COCO (default: all). `pictures`: the folder of POPE's,
+    SEED-Bench-2-Plus's or COCO's pictures (default: within `directory`, as unpacked), or where MMMU's are unpacked to.
 
     Raises `BenchmarkError` for a name, part or limit that does not fit, and at the first fault in the files: one that
     is missing, a line that is malformed, an answer that cannot be scored, an id that stands twice, no rows at all.
     """
-    if name not in BENCHMARKS:
-        raise BenchmarkError(f"no benchmark {name!r}; choose one of {', '.join(BENCHMARKS)}")
-    benchmark = BENCHMARKS[name]
+    benchmark = _benchmark(name)
     if limit is not None and (limit < 1 or limit % benchmark.together):
         raise BenchmarkError(f"limit is {limit}; give a positive number"
                              f"{', an even one: MME scores two questions together' * (benchmark.together == 2)}")
@@ -69,6 +71,19 @@ def read_benchmark(name: str, directory: str | Path, limit: int | None = None, *
     if not rows:
         raise BenchmarkError(f"{directory}: holds no rows of {name}; it should hold {benchmark.layout}")
     return rows
+
+
+def tasks_of(name: str, part: str | None = None) -> tuple[str, ...]:
+    """The tasks that a benchmark, or a part of it, asks the model for. Raises `BenchmarkError` as `read_benchmark`."""
+    benchmark = _benchmark(name)
+    _part(name, benchmark, part)
+    return (part,) if part in benchmark.tasks else benchmark.tasks
+
+
+def _benchmark(name: str) -> Benchmark:
+    if name not in BENCHMARKS:
+        raise BenchmarkError(f"no benchmark {name!r}; choose one of {', '.join(BENCHMARKS)}")
+    return BENCHMARKS[name]
 
 
 def _part(name: str, benchmark: Benchmark, part: str | None) -> dict[str, tuple[str, ...]]:

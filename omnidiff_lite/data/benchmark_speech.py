@@ -6,8 +6,8 @@ The directory is one split, such as LibriSpeech/test-clean, which the released s
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omnidiff_lite.chat import Sample, build_messages
@@ -17,13 +17,17 @@ SPLIT = "give the folder of one split, whose folders are speakers, and theirs ch
 AGAIN = "unpack the archive again"
 
 
+Found = tuple[str, Sample | BenchmarkError]  # where a row stands, and it or what is wrong with it
+
+
 @dataclass(frozen=True)
 class Said:
-    """What one recording says; `where` the text stands."""
+    """What one recording says; `where` the text stands, `fault` what is wrong with it."""
 
     ident: str
     text: str
     where: str
+    fault: str = ""
 
 
 def read_librispeech(directory: Path) -> Iterator[Row]:
@@ -32,11 +36,7 @@ def read_librispeech(directory: Path) -> Iterator[Row]:
     Meta: "id", "speaker", "text" and "answer" (the words, in capitals as published). Raises `BenchmarkError` for a
     line without a recording, a recording without a line, and a line without words.
     """
-    for chapter in _chapters(directory):
-        said = _transcript(chapter / f"{chapter.parent.name}-{chapter.name}.trans.txt")
-        for item, recording in _matched(chapter, said, ".flac"):
-            yield item.where, Sample(build_messages("asr", answer=item.text), [], [recording], "asr",
-                                     _meta(item, chapter))
+    return _whole(librispeech_rows(directory))
 
 
 def read_libritts(directory: Path) -> Iterator[Row]:
@@ -46,48 +46,81 @@ def read_libritts(directory: Path) -> Iterator[Row]:
     recordings, on which the judge's ceiling is measured. Raises `BenchmarkError` for a text without a recording, a
     recording without a text, and an empty text.
     """
+    return _whole(libritts_rows(directory))
+
+
+def librispeech_rows(directory: Path) -> Iterator[Found]:
+    """As `read_librispeech`, but a fault comes as the error that says so, and the rows after it follow."""
     for chapter in _chapters(directory):
-        for item, recording in _matched(chapter, _texts(chapter), ".wav"):
-            yield item.where, Sample(build_messages("tts", item.text, ""), [], [recording], "tts",
-                                     _meta(item, chapter))
+        for item, found in _matched(chapter, _transcript, ".flac"):
+            yield item.where, found if isinstance(found, BenchmarkError) else Sample(
+                build_messages("asr", answer=item.text), [], [found], "asr", _meta(item, chapter))
+
+
+def libritts_rows(directory: Path) -> Iterator[Found]:
+    """As `read_libritts`, but a fault comes as the error that says so, and the rows after it follow."""
+    for chapter in _chapters(directory):
+        for item, found in _matched(chapter, _texts, ".wav"):
+            yield item.where, found if isinstance(found, BenchmarkError) else Sample(
+                build_messages("tts", item.text, ""), [], [found], "tts", _meta(item, chapter))
+
+
+def _whole(rows: Iterator[Found]) -> Iterator[Row]:
+    """The rows of a benchmark, of which none may be left out."""
+    for where, found in rows:
+        if isinstance(found, BenchmarkError):
+            raise found
+        yield where, found
 
 
 def _chapters(directory: Path) -> list[Path]:
     return sorted(path for path in directory.glob("*/*") if path.is_dir())
 
 
-def _transcript(path: Path) -> list[Said]:
-    said = []
-    for where, line in read_lines(path, SPLIT):
+def _transcript(chapter: Path) -> Iterator[Said]:
+    for where, line in read_lines(chapter / f"{chapter.parent.name}-{chapter.name}.trans.txt", SPLIT):
         ident, _, words = line.partition(" ")
-        if not words.strip():
-            raise BenchmarkError(f"{where}: {ident!r} has no words; a line is an id, a space and what is said")
-        said.append(Said(ident, words.strip(), where))
-    return said
+        yield Said(ident, words.strip(), where, "" if words.strip() else
+                   f"{ident!r} has no words; a line is an id, a space and what is said")
 
 
-def _texts(chapter: Path) -> list[Said]:
+def _texts(chapter: Path) -> Iterator[Said]:
     ending = ".normalized.txt"
-    said = [Said(path.name.removesuffix(ending), read_text(path, AGAIN).strip(), str(path))
-            for path in chapter.glob(f"*{ending}")]
-    silent = next((item for item in said if not item.text), None)
-    if silent is not None:
-        raise BenchmarkError(f"{silent.where}: is empty; {AGAIN}")
-    return said
+    for path in chapter.glob(f"*{ending}"):
+        ident = path.name.removesuffix(ending)
+        try:
+            text = read_text(path, AGAIN).strip()
+            yield Said(ident, text, str(path), "" if text else f"is empty; {AGAIN}")
+        except BenchmarkError as error:
+            yield Said(ident, "", str(path), str(error).removeprefix(f"{path}: "))
 
 
-def _matched(chapter: Path, said: list[Said], suffix: str) -> Iterator[tuple[Said, str]]:
-    """Each text with the path of its recording, sorted by id; every text has one, and every recording a text."""
+def _matched(chapter: Path, texts: Callable[[Path], Iterator[Said]], suffix: str
+             ) -> Iterator[tuple[Said, str | BenchmarkError]]:
+    """Each text with the path of its recording, sorted by id; or what is wrong: every text should have one, and every
+    recording a text. Recordings without a text come first."""
     recordings = {path.stem: path for path in chapter.glob(f"*{suffix}")}
-    unsaid = sorted(recordings.keys() - {item.ident for item in said})
-    if unsaid:
-        raise BenchmarkError(f"{recordings[unsaid[0]]}: has no text beside it; {AGAIN}, or take the recording away")
-    if not said:
-        raise BenchmarkError(f"{chapter}: holds neither texts nor {suffix} files; {SPLIT}")
+    try:
+        said = list(texts(chapter))
+    except BenchmarkError as error:
+        yield Said("", "", str(chapter)), error
+        return
+    for ident in sorted(recordings.keys() - {item.ident for item in said}):
+        yield _fault(Said(ident, "", str(recordings[ident]),
+                          f"has no text beside it; {AGAIN}, or take the recording away"))
+    if not said and not recordings:
+        yield _fault(Said("", "", str(chapter), f"holds neither texts nor {suffix} files; {SPLIT}"))
     for item in sorted(said, key=lambda item: item.ident):
-        if item.ident not in recordings:
-            raise BenchmarkError(f"{item.where}: {item.ident}{suffix} is not there; {AGAIN}")
-        yield item, os.path.abspath(recordings[item.ident])
+        if item.fault:
+            yield _fault(item)
+        elif item.ident not in recordings:
+            yield _fault(replace(item, fault=f"{item.ident}{suffix} is not there; {AGAIN}"))
+        else:
+            yield item, os.path.abspath(recordings[item.ident])
+
+
+def _fault(item: Said) -> tuple[Said, BenchmarkError]:
+    return item, BenchmarkError(f"{item.where}: {item.fault}")
 
 
 def _meta(item: Said, chapter: Path) -> dict[str, str]:

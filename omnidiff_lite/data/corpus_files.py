@@ -102,17 +102,14 @@ def _caught(read: Callable[[int], Any], number: int, where: str) -> Row:
     return row
 
 
-def _chapters(read: Callable[[Path], Iterator[tuple[str, Sample]]]) -> Callable[..., Iterator[tuple[Place, Row]]]:
+def _chapters(read: Callable[[Path], Iterator[benchmark_speech.Found]]) -> Callable[..., Iterator[tuple[Place, Row]]]:
     def files(directory: Path, pattern: str) -> Iterator[tuple[Place, Row]]:
-        try:
-            for number, (where, sample) in enumerate(read(directory), start=1):
-                yield Place(directory, number, where), sample
-        except BenchmarkError as error:
-            raise DataError(str(error)) from None
+        for number, (where, found) in enumerate(read(directory), start=1):
+            yield Place(directory, number, where), DataError(str(found)) if isinstance(found, BenchmarkError) else found
 
     return files
 
 
 KINDS: dict[str, Callable[[Path, str], Iterator[tuple[Place, Row]]]] = {
     "parquet": parquet_files, "jsonl": jsonl_files, "tsv": tsv_files, "csv": csv_files, "tar": tar_files,
-    "librispeech": _chapters(benchmark_speech.read_librispeech), "libritts": _chapters(benchmark_speech.read_libritts)}
+    "librispeech": _chapters(benchmark_speech.librispeech_rows), "libritts": _chapters(benchmark_speech.libritts_rows)}

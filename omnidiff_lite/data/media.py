@@ -7,6 +7,7 @@ content, which opens as an ordinary zip of PNG and FLAC files.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import io
 import multiprocessing
@@ -24,6 +25,7 @@ from typing import Literal, Union
 import numpy as np
 import PIL.Image
 
+from omnidiff_lite.data.errors import DataError
 from omnidiff_lite.data.members import is_member, read_member
 from omnidiff_lite.media import MediaError, Waveform, load_image, load_waveform
 from omnidiff_lite.provenance import source_hash
@@ -89,7 +91,8 @@ def load_many(refs: Sequence[str], root: str | Path | None = None, workers: int 
     """What `load_ref` gives, for many references (of one `kind`, unless they are recipes), in their order.
 
     `workers`: processes that share the work (0 or a small set: none). `cache_dir`: recipes are read back from there
-    where the same set was made before, by the same source code. Raises `MediaError` naming the first bad reference.
+    where the same set was made before, by the same source code. Raises `MediaError` naming the first bad reference, and
+    `DataError`, which is about none of them, where a worker was killed.
     """
     distinct = list(dict.fromkeys(refs))
     made = [ref for ref in distinct if is_recipe(ref)]
@@ -126,24 +129,32 @@ def _load(refs: Sequence[str], root: str | Path | None, workers: int, size: int 
           ) -> list[Media]:
     load = partial(load_ref, root=root, size=size, kind=kind)
     if workers > 1 and len(refs) >= SMALL:
+        pool, begun = _pool(workers)
         try:
-            return list(_pool(workers).map(load, refs, chunksize=max(1, min(32, len(refs) // (4 * workers)))))
+            return list(pool.map(load, refs, chunksize=max(1, min(32, len(refs) // (4 * workers)))))
         except BrokenProcessPool:
             _pool.cache_clear()
+            if begun.value:
+                raise DataError("a worker that loads pictures and sounds was killed (often because memory ran out); "
+                                "run again with fewer workers") from None
             warnings.warn("worker processes could not start (a script that loads data needs "
                           "`if __name__ == '__main__':`); going on in this process", RuntimeWarning, stacklevel=3)
     return [load(ref) for ref in refs]
 
 
 @lru_cache(maxsize=1)
-def _pool(workers: int) -> ProcessPoolExecutor:
-    """Kept between calls: a process takes half a second to start. Spawned, since forking a threaded torch is unsafe."""
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_ignore_interrupts)
+def _pool(workers: int) -> tuple[ProcessPoolExecutor, ctypes.c_byte]:
+    """And whether one of its processes has begun. Kept between calls: a process takes half a second to start. Spawned,
+    since forking a threaded torch is unsafe."""
+    context = multiprocessing.get_context("spawn")
+    begun = context.RawValue(ctypes.c_byte, 0)  # without a lock, which a killed process would keep
+    return ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(begun,)), begun
 
 
-def _ignore_interrupts() -> None:
+def _begin(begun: ctypes.c_byte) -> None:
     """An interrupt is for the process that owns the workers; they end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    begun.value = 1
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------

@@ -36,23 +36,27 @@ Script = tuple[Sample, list[Spoken]]  # a sample without recordings, and what th
 
 
 def build_sdvi(task: str, samples: Iterable[Sample], out: str | Path, speaker: Synthesiser, n: int = SIZE,
-               seed: int = 0, log: BrokenLog | None = None, progress: bool = False) -> Path:
+               seed: int = 0, log: BrokenLog | None = None, progress: bool = False, corpus: str = "") -> Path:
     """Make up to `n` samples of `task` ("svqa" from samples of VQA, "s2i" from those of T2I); returns the jsonl file.
 
-    `samples`: in the same order at every call (`read_corpus`). `log`: takes what cannot be spoken. Raises `DataError`
-    for another task, and where the folder was begun with another seed or speaker.
+    `samples`: in the same order at every call (`read_corpus`). `log`: takes what cannot be spoken. `corpus`: names
+    what `samples` come from. Raises `DataError` for another task, for samples that it cannot be made from, where the
+    folder was begun with another corpus, seed or speaker, and where nothing could be made.
     """
     if task not in SCRIPTS:
         raise DataError(f"SDVI has no task {task!r}; choose one of {', '.join(SCRIPTS)}")
     out, log = Path(out), log or BrokenLog(Path(out) / "broken.jsonl")
     (out / "audios").mkdir(parents=True, exist_ok=True)
-    path, about = out / f"{task}.jsonl", {"seed": seed, "speaker": type(speaker).__name__}
+    path, about = out / f"{task}.jsonl", {"corpus": corpus, "seed": seed, "speaker": type(speaker).__name__}
     read, made = _resume(path, about)
     with path.open("a", encoding="utf-8") as file, \
             tqdm(total=n, initial=made, desc=task, unit="", mininterval=5.0, disable=not progress) as bar:
         for number, sample in enumerate(islice(samples, read, None), start=read + 1):
             if made >= n:
                 break
+            if sample.task not in TAKES[task]:
+                raise DataError(f"source row {number}: a sample of task {sample.task!r}, and {task} is made from "
+                                f"{', '.join(TAKES[task])}; give {SPOKEN[task]}")
             spoken = _spoken(SCRIPTS[task](sample, speaker, seed), out, speaker, f"{path}, source row {number}", log)
             if spoken:
                 file.write(json.dumps(row_of(spoken), ensure_ascii=False) + "\n")
@@ -60,6 +64,9 @@ def build_sdvi(task: str, samples: Iterable[Sample], out: str | Path, speaker: S
                 made += 1
                 bar.update()
             _note(path, about | {"read": number, "made": made, "bytes": file.tell()})
+    if not made:
+        raise DataError(f"{path}: none of the samples could be made into {task}; give {SPOKEN[task]}"
+                        f"{f', or mend what {log.path} names' if log.known else ''}")
     return path
 
 
@@ -75,16 +82,19 @@ def _vqa_script(sample: Sample, speaker: Synthesiser, seed: int) -> Script | Non
         question, answer = sdvi.question_of(each), sdvi.answer_of(each)
         return (Sample(build_messages("svqa", answer=answer), sample.images, [], "svqa",
                        {"question": question, "answer": answer, "text": question}),
-                [(question, _voice(speaker, seed, sample.images[0], question)), (answer, speaker.answer_voice)])
+                [(question, voice_of(speaker, seed, sample.images[0], question)), (answer, speaker.answer_voice)])
     return None
 
 
 def _image_script(sample: Sample, speaker: Synthesiser, seed: int) -> Script:
     caption = sample.meta["caption"]
     return (Sample(build_messages("s2i", answer=""), sample.images, [], "s2i", {"caption": caption, "text": caption}),
-            [(caption, _voice(speaker, seed, sample.images[0], caption))])
+            [(caption, voice_of(speaker, seed, sample.images[0], caption))])
 
 
+# LLaVA-OneVision's conversations; a few ask for a caption, or are about no picture and left out.
+TAKES = {"svqa": ("vqa", "captioning", "text_qa"), "s2i": ("t2i",)}
+SPOKEN = {"svqa": "questions about pictures (llava_onevision)", "s2i": "pictures with captions (blip3o_journeydb)"}
 SCRIPTS: dict[str, Callable[[Sample, Synthesiser, int], Script | None]] = {"svqa": _vqa_script, "s2i": _image_script}
 
 
@@ -98,8 +108,8 @@ def _llava_row(sample: Sample) -> sdvi.Row | None:
         {"from": "gpt", "value": turns[1]["content"]}]}
 
 
-def _voice(speaker: Synthesiser, seed: int, *key: str) -> str:
-    """Depends on the seed and the sample, not on the other ones."""
+def voice_of(speaker: Synthesiser, seed: int, *key: str) -> str:
+    """Who says a sample: depends on the seed and the sample, not on the other ones."""
     return speaker.voices[int(stream("sdvi voice", seed, *map(os.path.basename, key)).integers(len(speaker.voices)))]
 
 
@@ -110,15 +120,18 @@ def _spoken(script: Script | None, out: Path, speaker: Synthesiser, where: str, 
         return None
     sample, said = script
     try:
-        sample.audios = [_recording(text, voice, out, speaker) for text, voice in said]
+        sample.audios = [recording(text, voice, out, speaker) for text, voice in said]
     except (VoiceError, MediaError) as error:
         log.skip(where, str(error))
         return None
     return sample
 
 
-def _recording(text: str, voice: str, out: Path, speaker: Synthesiser) -> str:
-    """A file of its own for each text and voice, written whole; relative to `out`."""
+def recording(text: str, voice: str, out: Path, speaker: Synthesiser) -> str:
+    """`text` in `voice`, a file of its own under `out`, made unless it is there, written whole; relative to `out`.
+
+    Raises `VoiceError` or `MediaError` for what cannot be spoken.
+    """
     name = f"audios/{hashlib.sha256(json.dumps([voice, text]).encode()).hexdigest()[:20]}.flac"
     if not (out / name).exists():
         wave = load_waveform(speaker.speak(text, voice))  # not silent, not longer than the encoder takes
@@ -137,7 +150,7 @@ def _resume(path: Path, about: dict) -> tuple[int, int]:
         path.write_text("")
         return 0, 0
     state = json.loads(note.read_text())
-    differ = [key for key in about if state[key] != about[key]]
+    differ = [key for key in about if state.get(key) != about[key]]
     if differ:
         raise DataError(f"{path} was begun with another {' and '.join(differ)}: give another folder, or delete it")
     os.truncate(path, state["bytes"])

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,7 @@ def tokenize_files(paths: Sequence[str | Path], out: str | Path, load: Load, ima
     `load`: gives the tokenizers, in this process and in each of `processes` (0: all in this one). `image_sizes` and
     `speech_input` as in `encode_samples`. `most`, `share`:
     broken samples allowed, as in `BrokenLog`. Raises `DataError` for a folder that holds another run's shards, for a
-    source that cannot be read, past the limit of broken samples, and where the disk is full.
+    source that cannot be read, past the limit of broken samples, and where the disk is full or a worker was killed.
     """
     out, sources = Path(out), [open_rows(path) for path in paths]
     tokenizers = load()
@@ -124,7 +125,8 @@ def _done(jobs: Sequence[Job], load: Load, tokenizers: Tokenizers, how: How, pro
 
 
 def _pooled(pool: ProcessPoolExecutor, jobs: Sequence[Job], ahead: int) -> Iterator[Job]:
-    """Jobs as they end, at most `ahead` of them handed out; the first error ends the rest."""
+    """Jobs as they end, at most `ahead` of them handed out; the first error ends the rest. Raises `DataError` where a
+    worker was killed."""
     waiting: dict[Future, Job] = {}
     todo = iter(jobs)
     try:
@@ -138,6 +140,9 @@ def _pooled(pool: ProcessPoolExecutor, jobs: Sequence[Job], ahead: int) -> Itera
             for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                 future.result()
                 yield waiting.pop(future)
+    except BrokenProcessPool:
+        raise DataError("a worker was killed (often because memory ran out); finished shards are kept: run the same "
+                        "command again, with fewer --workers") from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -18,7 +18,7 @@ from omnidiff_lite.chat import Sample
 from omnidiff_lite.config import WorldConfig
 from omnidiff_lite.evaluation.judges import Judges
 from omnidiff_lite.evaluation.records import Record, measured
-from omnidiff_lite.evaluation.requests import Model, Settings, ask, meta, reference_images
+from omnidiff_lite.evaluation.requests import CHUNK, Model, Settings, ask, meta, reference_images
 from omnidiff_lite.evaluation.statistics import Estimate, mean_interval, proportion_interval
 from omnidiff_lite.tokenizers.image import ImageTokenizer, prepare, to_image
 from omnidiff_lite.world.captions import verdict
@@ -72,11 +72,13 @@ def score_pictures(judges: Judges, pictures: Sequence[PIL.Image.Image | None], s
     """Estimates by column, and the per-item table: caption, missing, clip_t, clip_i, and `*_right` with `world`."""
     captions = [meta(sample, "caption") for sample in samples]
     drawn = [i for i, picture in enumerate(pictures) if picture is not None]
-    kept, real = [pictures[i] for i in drawn], reference_images([samples[i] for i in drawn], settings)
     items = pd.DataFrame({"caption": captions, "missing": True, "clip_t": 0.0, "clip_i": 0.0})
     items.loc[drawn, "missing"] = False
-    items.loc[drawn, "clip_t"] = judges.clip_t.similarity([captions[i] for i in drawn], kept)
-    items.loc[drawn, "clip_i"] = judges.clip_i.image_similarity(kept, real)
+    for start in range(0, len(drawn), CHUNK):
+        part = drawn[start:start + CHUNK]
+        kept, real = [pictures[i] for i in part], reference_images([samples[i] for i in part], settings)
+        items.loc[part, "clip_t"] = judges.clip_t.similarity([captions[i] for i in part], kept)
+        items.loc[part, "clip_i"] = judges.clip_i.image_similarity(kept, real)
     how = settings.resampling
     scores = {name: mean_interval(items[name], **how) for name in ("clip_t", "clip_i")}
     scores["image_missing"] = proportion_interval(items["missing"], **how).scaled(100)

@@ -8,6 +8,7 @@ length (sigma 6), averaged over references and n, times 10.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -16,7 +17,7 @@ ORDERS, SIGMA = 4, 6.0
 
 
 def cider_scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """One score a picture, 0..10; their mean is the corpus score. Words are lower-cased and split at spaces.
+    """One score a picture, 0..10; their mean is the corpus score. Words are those of `caption_words`.
 
     `references`: one or more captions a picture; the rarity of n-grams is counted over all of them.
     """
@@ -29,9 +30,18 @@ def cider_scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]])
             for text, truth in zip(hypotheses, counted)]
 
 
+def caption_words(text: str) -> list[str]:
+    """Lower-case words without punctuation, which COCO's server drops: a full stop is no error.
+
+    Nearly those of its tokenizer (Penn Treebank): "man's" is two words, "black-and-white" one; but "don't" is "don" and
+    "'t" here, "do" and "n't" there.
+    """
+    return re.findall(r"\w+(?:-\w+)*|(?<=\w)'\w+", text.lower())
+
+
 def ngrams(text: str) -> Grams:
     """Counts of all n-grams up to `ORDERS`."""
-    words = text.lower().split()
+    words = caption_words(text)
     return Counter(tuple(words[i:i + n]) for n in range(1, ORDERS + 1) for i in range(len(words) - n + 1))
 
 

@@ -27,8 +27,8 @@ class RecordError(ValueError):
 class Record:
     """One cell of one table. `low` and `high` bound the 95 % interval; `n` counts test items (runs, over seeds).
 
-    A cell that was not measured has value None and a `reason`; one without an interval may say why. `provenance` comes
-    from `provenance.provenance`.
+    A cell that was not measured has value None and a `reason`; another may say there why it has no interval, or which
+    items it leaves out. `provenance` comes from `provenance.provenance`.
     Raises `RecordError` for a value that is no number, a measured one without `n`, or a missing one without a reason.
     """
 

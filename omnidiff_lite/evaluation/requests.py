@@ -130,10 +130,25 @@ def _refs_of(sample: Sample, token: str, refs: Sequence[str], role: str) -> list
     return [ref for owner, ref in zip(owners, refs) if owner == role]
 
 
+@dataclass(frozen=True)
+class ReferenceImages(Sequence[PIL.Image.Image]):
+    """The picture in each sample's answer, loaded when it is looked at: thousands of photographs fill no memory."""
+
+    samples: Sequence[Sample]
+    settings: Settings = Settings()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, number: int) -> PIL.Image.Image:
+        sample = self.samples[number]
+        ref = _only(media_refs(sample, "assistant")[0], sample, "picture")
+        return load_image_ref(ref, self.settings.root, self.settings.image_sizes[1])
+
+
 def reference_images(samples: Sequence[Sample], settings: Settings = Settings()) -> list[PIL.Image.Image]:
     """The picture in each sample's answer: what text-to-image is compared with."""
-    return [load_image_ref(_only(media_refs(s, "assistant")[0], s, "picture"), settings.root, settings.image_sizes[1])
-            for s in samples]
+    return list(ReferenceImages(samples, settings))
 
 
 def reference_speech(samples: Sequence[Sample], settings: Settings = Settings()) -> list[Waveform]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from omnidiff_lite.data.benchmark_vision import SUBTASKS
 from omnidiff_lite.evaluation.records import SOURCES, Record
 
 METHOD = "Omni-Diffusion"  # the paper's name of what our rows call "diffusion"
@@ -44,6 +45,7 @@ COLUMNS: dict[str, tuple[str, int]] = {
 COLUMNS |= {f"{kind}_{what}_right": (f"{kind}s with {words} right % ↑", 1) for kind in ("caption", "image")
             for what, words in (("objects", "shapes"), ("attributes", "attributes"), ("relation", "relation"),
                                 ("background", "ground"), ("all", "all"))}
+COLUMNS |= {f"mme_{name}": (f"MME {name}, of 200 ↑", 1) for name in SUBTASKS}
 COLUMNS |= {f"s2i_{name}": (f"speech to image: {label}", digits) for name, (label, digits) in COLUMNS.items()
             if name.startswith(("image_", "clip_"))}
 COLUMNS |= {f"{name}_minus_base": (f"change: {label}", digits) for name, (label, digits) in COLUMNS.items()}
@@ -76,8 +78,8 @@ def comparison(records: Iterable[Record], columns: Sequence[str] | None = None) 
 
 
 def cell_text(record: Record) -> str:
-    """Of ours "7.1 [6.0, 8.3] n=200", or why it has no interval; the paper's number as it was printed; "–" and why
-    where there is none."""
+    """Of ours "7.1 [6.0, 8.3] n=200", with what is to be known of it, such as why it has no interval; the paper's
+    number as it was printed; "–" and why where there is none."""
     if record.value is None:
         return "–" if record.reason == "not reported" else f"– ({record.reason})"
     if record.source.startswith("paper"):
@@ -86,7 +88,7 @@ def cell_text(record: Record) -> str:
     text = f"{record.value:.{digits}f}"
     if record.low is not None:
         text += f" [{record.low:.{digits}f}, {record.high:.{digits}f}]"
-    elif record.reason:
+    if record.reason:
         text += f" [{record.reason}]"
     return text + (f" n={record.n}" if record.n else "")
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from string import ascii_uppercase
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from omnidiff_lite.chat import Sample, build_messages
-from omnidiff_lite.evaluation.cider import cider_scores
+from omnidiff_lite.evaluation.cider import caption_words, cider_scores
 from omnidiff_lite.evaluation.records import Record, measured
 from omnidiff_lite.evaluation.requests import Model, Settings, ask, media_refs, meta
 from omnidiff_lite.evaluation.speech import Recogniser, transcribe_all
@@ -28,9 +29,16 @@ TABLE = "table2_vision"
 
 
 def yes_or_no(text: str | None) -> str:
-    """The first word of an answer if it is "yes" or "no", else "other" (MME's own scoring)."""
-    word = re.search(r"[a-z]+", re.sub(r"<\|.*?\|>", " ", text or "").lower())
-    return word.group() if word and word.group() in ("yes", "no") else "other"
+    """"yes", "no" or "other", as MME scores (calculation.py, parse_pred_ans): the answer in lower case where it is
+    exactly that, else whichever stands in its first four characters, "yes" before "no".
+
+    So "Not visible" and "know" are no, and "I think yes" is other. Special tokens and the white space before an answer
+    do not count. POPE's answers are read in the same way; its own script takes all for yes that hold no "no" or "not".
+    """
+    answer = re.sub(r"<\|.*?\|>", "", text or "").lstrip().lower()
+    if answer in ("yes", "no"):
+        return answer
+    return next((word for word in ("yes", "no") if word in answer[:4]), "other")
 
 
 def chosen_letter(text: str | None) -> str:
@@ -183,9 +191,19 @@ def evaluate_seed_bench(model: Model, samples: Sequence[Sample], settings: Setti
 
 
 def right_letter(sample: Sample) -> str:
-    """The right option's letter (meta "answer": the letter itself, or the words of one of meta "choices")."""
-    answer = meta(sample, "answer").strip()
-    return answer.upper() if len(answer) == 1 else chr(ord("A") + list(meta(sample, "choices")).index(answer))
+    """The right option's letter (meta "answer": the letter itself, or the words of one of meta "choices").
+
+    A single letter is one where there are so many choices; "4" among 3, 4, 5 is words. Raises `ValueError` for an
+    answer that is neither.
+    """
+    answer, choices = meta(sample, "answer").strip(), list(sample.meta.get("choices") or ())
+    letters = ascii_uppercase[:len(choices) or None]
+    if len(answer) == 1 and answer.upper() in letters:
+        return answer.upper()
+    if answer not in choices:
+        raise ValueError(f"meta 'answer' is {answer!r}: give one of {', '.join(letters)}, or one of the choices in "
+                         "words")
+    return letters[choices.index(answer)]
 
 
 def ask_questions(model: Model, samples: Sequence[Sample], settings: Settings, *, task: str,
@@ -210,10 +228,14 @@ def picture_of(sample: Sample) -> str:
 
 
 def bleu_statistics(hypothesis: str, references: Sequence[str]) -> list[float]:
-    """BLEU's sums of one caption: matches of 1- to 4-grams, n-grams, hypothesis length, reference length."""
+    """BLEU's sums of one caption: matches of 1- to 4-grams, n-grams, hypothesis length, reference length.
+
+    Of `cider.caption_words`, as COCO's server has them: case and punctuation do not count.
+    """
     from sacrebleu.metrics import BLEU
 
-    score = BLEU(lowercase=True, effective_order=True).sentence_score(hypothesis, list(references))
+    said, *right = (" ".join(caption_words(text)) for text in (hypothesis, *references))
+    score = BLEU(tokenize="none", effective_order=True).sentence_score(said, right)
     return [*score.counts, *score.totals, score.sys_len, score.ref_len]
 
 

@@ -59,6 +59,11 @@ class Tokenizers:
             getattr(self, name).to(device)
         return self
 
+    @property
+    def device(self) -> torch.device:
+        """Where all parts are."""
+        return self.speech_encoder.device
+
     @cached_property
     def words(self) -> tuple[int, ...]:
         """Text ids that write more than white space: what an answer may begin with."""

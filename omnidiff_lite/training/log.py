@@ -2,43 +2,68 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from omnidiff_lite.training.step import TrainingError
+
 
 class StepLog:
-    """Appends rows to `log.csv`; a resumed run first drops the rows past its checkpoint."""
+    """Appends rows to `log.csv`; a resumed run first drops the rows past its checkpoint.
+
+    All that writes raises `TrainingError` where it cannot (a full disk, say); what the file held before stands.
+    """
 
     def __init__(self, directory: str | Path, columns: list[str], start: int) -> None:
         """`start`: the step at which this call begins; rows from there on are the work of a run that was cut off."""
         from torch.utils.tensorboard import SummaryWriter
 
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
         self.path, self.columns = directory / "log.csv", ["step", *columns]
-        kept = self._kept(start)
-        self.seconds = float(kept[-1].get("seconds") or 0) if kept else 0.0  # of training before this call
-        self._file = self.path.open("w", newline="")
-        self._writer = csv.DictWriter(self._file, self.columns)
-        self._writer.writeheader()
-        self._writer.writerows(kept)
-        self._file.flush()
-        self._board = SummaryWriter(directory / "tensorboard", purge_step=start)
+        with self._writing():
+            directory.mkdir(parents=True, exist_ok=True)
+            kept = self._kept(start)
+            self.seconds = float(kept[-1].get("seconds") or 0) if kept else 0.0  # of training before this call
+            self._begin(kept)
+            self._file = self.path.open("a", newline="")
+            self._writer = csv.DictWriter(self._file, self.columns)
+            self._board = SummaryWriter(directory / "tensorboard", purge_step=start)
 
     def write(self, step: int, figures: dict[str, Any]) -> None:
         """One row; it is in the file when this returns. A figure that is None is left empty."""
-        self._writer.writerow({"step": step, **figures})
-        self._file.flush()
-        for name, value in figures.items():
-            if value is not None:
-                self._board.add_scalar(name, value, step)
+        with self._writing():
+            self._writer.writerow({"step": step, **figures})
+            self._file.flush()
+            for name, value in figures.items():
+                if value is not None:
+                    self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        with self._writing(), contextlib.closing(self._board):
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(f"{self.path}, or tensorboard/ beside it, cannot be written ({error}); make room or "
+                                "mend it: the same command goes on from the last checkpoint") from error
+
+    def _begin(self, kept: list[dict[str, str]]) -> None:
+        """The file with its head and what is kept of it."""
+        partial = self.path.with_name("log.csv.partial")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(kept)
+        os.replace(partial, self.path)
 
     def _kept(self, start: int) -> list[dict[str, str]]:
         if not self.path.exists() or start == 0:
