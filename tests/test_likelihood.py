@@ -325,6 +325,14 @@ def pictured(tiny_preset):
     return world_samples("captioning", "test", 6, 0, tiny_preset.world)
 
 
+def test_candidates_are_those_that_are_hard_to_tell_apart():
+    captions = ["a red star on a white ground", "a blue ring on a mint ground", "a red star on a grey ground",
+                "a red ring on a white ground", "the cat sat"]
+    asked = [Sample(build_messages("captioning", "", text), [f"{i}.png"], [], "captioning", {"answer": text})
+             for i, text in enumerate(captions)]
+    assert set(candidate_sets(asked, 3)[0][1:]) == {2, 3}
+
+
 def test_candidates_hold_the_true_one_and_no_other_that_is_right(pictured):
     sets = candidate_sets(pictured, 3)
     assert [numbers[0] for numbers in sets] == list(range(6)) and all(len(set(numbers)) == 3 for numbers in sets)

@@ -53,7 +53,8 @@ def evaluate_retrieval(model: OmniDiffusion, samples: Sequence[Sample], settings
 
 
 def candidate_sets(samples: Sequence[Sample], candidates: int, seed: int = 0) -> list[list[int]]:
-    """For each sample the numbers of `candidates` samples: itself first, then others drawn at random.
+    """For each sample the numbers of `candidates` samples: itself first, then the others whose captions share most words
+    with its own, of as many at random. Others drawn at random alone are told apart by any one attribute.
 
     No other's caption is right for the sample's picture, in any wording that is known (`reference_captions`), nor the
     sample's caption for the other's picture; and all captions differ. Raises `ValueError` where too few are left.
@@ -72,7 +73,9 @@ def candidate_sets(samples: Sequence[Sample], candidates: int, seed: int = 0) ->
         if len(wrong) < candidates - 1:
             raise ValueError(f"sample {i} has {len(wrong)} wrong candidates among {len(samples)} samples, not "
                              f"{candidates - 1}: give more samples, or fewer candidates")
-        sets.append([i, *list(wrong.values())[:candidates - 1]])
+        own = set(caption.split())
+        nearest = sorted(wrong, key=lambda other: -len(own & set(other.split())))  # stable: ties stay shuffled
+        sets.append([i, *(wrong[other] for other in nearest[:candidates - 1])])
     return sets
 
 
