@@ -205,9 +205,23 @@ def test_answers_are_short_and_in_words(config):
         scene = sample_scene(rng, config, "train")
         asked = questions.ask(scene, rng)
         seen[asked.kind] += 1
-        assert 1 <= len(asked.answer.split()) <= 3 and asked.reply == asked.answer
+        assert 1 <= len(asked.answer.split()) <= 3
         assert not any(c.isdigit() for c in asked.text + asked.answer)
     assert set(seen) == set(questions.KINDS) - {"ocr"} - ({"texture"} if config is SMALL else set())
+
+
+REPLIES = {  # to the questions of ANSWERS
+    "red circle at the top left", "blue square at the bottom left", "red circle", "grey ground", "blue square",
+    "small red circle", "large blue square", "two objects", "one circle", "red circle above blue square",
+    "red circle above blue square", "yes, red circle above blue square", "no, blue square below red circle",
+    "yes, a red circle", "no, a blue square", "no, not a star", "yes, two objects", "no, two objects",
+    "yes, one square"}
+
+
+def test_replies_say_what_they_are_about():
+    asked = [questions.ask(PAIR, stream("right", index)) for index in range(3000)]
+    assert {q.reply for q in asked if q.text in ANSWERS} == REPLIES
+    assert all(q.answer.removesuffix(" of") in q.reply for q in asked)
 
 
 def test_kinds_that_a_scene_cannot_answer_are_refused():

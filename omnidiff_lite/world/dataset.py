@@ -158,15 +158,17 @@ def _vqa(rng: Generator, config: WorldConfig, split: str, voices: Voices) -> Sam
                    kind=question.kind, choices=list(question.choices), **content)
 
 
-def _visual_question(rng: Generator, config: WorldConfig, split: str) -> tuple[Question, str, dict[str, Any]]:
-    """A question, the recipe of its picture, and the picture's content as meta."""
+def _visual_question(rng: Generator, config: WorldConfig, split: str, letters: bool = True
+                     ) -> tuple[Question, str, dict[str, Any]]:
+    """A question, the recipe of its picture, and the picture's content as meta. Without `letters` scenes are asked about
+    openly: a choice says "red" where an open answer says "red circle"."""
     share = str(rng.choice(tuple(VQA_SHARES), p=tuple(VQA_SHARES.values())))
     if share in ("chart", "sign"):
         chart = sample_chart(rng, config, "sign" if share == "sign" else choose(rng, ("chart", "map", "web")), split)
         question = ask_sign(chart, rng) if share == "sign" else chart_question(chart, rng)
         return question, chart_ref(chart), {"chart": _plain(chart)}
     scene = sample_scene(rng, config, split)
-    question = (ask_choices(scene, rng) if share == "choices"
+    question = (ask_choices(scene, rng) if share == "choices" and letters
                 else ask(scene, rng, "existence" if share == "existence" else None))
     return question, scene_ref(scene), {"scene": _plain(scene)}
 
@@ -189,7 +191,7 @@ def _sqa(rng: Generator, config: WorldConfig, split: str, voices: Voices) -> Sam
 
 def _svqa(rng: Generator, config: WorldConfig, split: str, voices: Voices) -> Sample | None:
     """A visual question through the pipeline of SDVI, which may drop it."""
-    question, ref, content = _visual_question(rng, config, split)
+    question, ref, content = _visual_question(rng, config, split, letters=False)
     for sample in build_spoken_vqa([vqa_row(question, ref)], voices, seed=int(rng.integers(2**32))):
         sample.meta |= {"kind": question.kind, **content}
         return sample

@@ -2,6 +2,9 @@
 
 Kinds: existence, count, position, color, shape, size, relation, and texture where a picture shows any. (Reading words
 and numbers, OCR, is asked about signs: `charts.ask_sign`.) Yes/no questions are answered yes half of the time.
+
+A reply says what it is about: "red circle", not "red"; "no, a blue circle", not "no". Of short answers a small model
+learns which words may follow a question, but not to look at the thing that is asked about (notebook 08).
 """
 
 from __future__ import annotations
@@ -26,12 +29,16 @@ TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 
 @dataclass(frozen=True)
 class Question:
-    """`answer` is always in words; `choices` are the four options of a multiple-choice question, it among them."""
+    """`answer` is always in words; `choices` are the four options of a multiple-choice question, it among them.
+
+    `about`: the answer as part of a phrase that names what was asked about ("" where it stands for itself).
+    """
 
     text: str
     answer: str
     kind: str
     choices: tuple[str, ...] = ()
+    about: str = ""
 
     @property
     def prompt(self) -> str:
@@ -44,7 +51,7 @@ class Question:
     @property
     def reply(self) -> str:
         """The answer as written: the letter of a multiple-choice question, else the words."""
-        return LETTERS[self.choices.index(self.answer)] if self.choices else self.answer
+        return LETTERS[self.choices.index(self.answer)] if self.choices else self.about or self.answer
 
 
 def number_word(number: int) -> str:
@@ -108,7 +115,16 @@ def _existence(scene: Scene, rng: np.random.Generator) -> Question:
     else:
         thing = choose(rng, scene.objects).name if answer == YES else _near_miss(scene, rng)
     wording = choose(rng, ("do you see {} in the image?", "does the image show {}?", None))
-    return Question(wording.format(article(thing)) if wording else is_there(thing), answer, "existence")
+    text = wording.format(article(thing)) if wording else is_there(thing)
+    return Question(text, answer, "existence", about=f"{answer}, {_nearest(scene, thing)}")
+
+
+def _nearest(scene: Scene, thing: str) -> str:
+    """What a scene has of a "circle" or a "red circle": "a red circle", "a blue circle", or "not a circle"."""
+    shape = thing.split()[-1]
+    alike = [item for item in scene.objects if item.shape == shape]
+    exact = [item for item in alike if item.name == thing]
+    return article((exact or alike)[0].name) if alike else f"not {article(shape)}"
 
 
 def _near_miss(scene: Scene, rng: np.random.Generator) -> str:
@@ -126,9 +142,13 @@ def _count(scene: Scene, rng: np.random.Generator) -> Question:
     if number and rng.random() < 0.25:
         answer = choose(rng, (YES, NO))
         stated = number if answer == YES else choose(rng, wrong_counts(number))
-        return Question(are_there(stated, noun), answer, "count")
+        return Question(are_there(stated, noun), answer, "count", about=f"{answer}, {_so_many(number, noun)}")
     wording = choose(rng, ("how many {} are there?", "how many {} do you see?", "how many {} does the image show?"))
-    return Question(wording.format(plural(noun)), number_word(number), "count")
+    return Question(wording.format(plural(noun)), number_word(number), "count", about=_so_many(number, noun))
+
+
+def _so_many(number: int, noun: str) -> str:
+    return f"{number_word(number)} {noun if number == 1 else plural(noun)}"
 
 
 def wrong_counts(number: int) -> list[int]:
@@ -144,23 +164,24 @@ def plural(shape: str) -> str:
 def _position(scene: Scene, rng: np.random.Generator) -> Question:
     item = choose(rng, scene.objects)
     wording = choose(rng, ("where is the {}?", "where do you see the {}?", "in which part of the image is the {}?"))
-    return Question(wording.format(item.name), scene.position(item), "position")
+    where = scene.position(item)
+    return Question(wording.format(item.name), where, "position", about=f"{item.name} at the {where}")
 
 
 def _color(scene: Scene, rng: np.random.Generator) -> Question:
     options = _singled_out(scene, "shape")
     if not options or rng.random() < 0.25:
         wording = choose(rng, ("what color is the ground?", "which color does the ground have?"))
-        return Question(wording, scene.background, "color")
+        return Question(wording, scene.background, "color", about=f"{scene.background} ground")
     item, where = choose(rng, options)
     wording = choose(rng, ("what color is the {}?", "which color does the {} have?"))
-    return Question(wording.format(where), item.color, "color")
+    return Question(wording.format(where), item.color, "color", about=item.name)
 
 
 def _shape(scene: Scene, rng: np.random.Generator) -> Question:
     item, where = choose(rng, _singled_out(scene, "color"))
     wording = choose(rng, ("what shape is the {}?", "which shape does the {} have?"))
-    return Question(wording.format(where), item.shape, "shape")
+    return Question(wording.format(where), item.shape, "shape", about=item.name)
 
 
 def _singled_out(scene: Scene, attribute: str) -> list[tuple[Object, str]]:
@@ -176,13 +197,13 @@ def _singled_out(scene: Scene, attribute: str) -> list[tuple[Object, str]]:
 def _size(scene: Scene, rng: np.random.Generator) -> Question:
     item = choose(rng, scene.objects)
     wording = choose(rng, ("what size is the {}?", "is the {} small or large?", "which size does the {} have?"))
-    return Question(wording.format(item.name), item.size, "size")
+    return Question(wording.format(item.name), item.size, "size", about=f"{item.size} {item.name}")
 
 
 def _texture(scene: Scene, rng: np.random.Generator) -> Question:
     item = choose(rng, scene.objects)
     wording = choose(rng, ("is the {} plain striped or dotted?", "which texture does the {} have?"))
-    return Question(wording.format(item.name), item.texture, "texture")
+    return Question(wording.format(item.name), item.texture, "texture", about=f"{item.texture} {item.name}")
 
 
 def _relation(scene: Scene, rng: np.random.Generator) -> Question:
@@ -193,17 +214,24 @@ def _relation(scene: Scene, rng: np.random.Generator) -> Question:
     form = int(rng.integers(3))
     if form == 0 and sum(holds(relation, item.cell, second.cell) for item in scene.objects if item is not second) == 1:
         wording = choose(rng, ("what is {} the {}?", "which object is {} the {}?"))
-        return Question(wording.format(relation, second.name), first.name, "relation")
+        return Question(wording.format(relation, second.name), first.name, "relation",
+                        about=_fact(first, relation, second))
     if form == 1:
         pair = "left or right of" if relation in (LEFT, RIGHT) else "above or below"
-        return Question(f"is the {first.name} {pair} the {second.name}?", relation.removesuffix(" of"), "relation")
+        return Question(f"is the {first.name} {pair} the {second.name}?", relation.removesuffix(" of"), "relation",
+                        about=_fact(first, relation, second))
     return _relation_yes_no(first, relation, second, rng)
+
+
+def _fact(first: Object, relation: str, second: Object) -> str:
+    return f"{first.name} {relation} {second.name}"
 
 
 def _relation_yes_no(first: Object, relation: str, second: Object, rng: np.random.Generator) -> Question:
     answer = choose(rng, (YES, NO))
     stated = relation if answer == YES else INVERSE[relation]
-    return Question(does_stand(first, stated, second), answer, "relation")
+    return Question(does_stand(first, stated, second), answer, "relation",
+                    about=f"{answer}, {_fact(first, relation, second)}")
 
 
 _ASK: dict[str, Callable[[Scene, np.random.Generator], Question]] = {
