@@ -211,14 +211,16 @@ def test_answers_are_short_and_in_words(config):
 
 
 REPLIES = {  # to the questions of ANSWERS
-    "red circle at the top left", "blue square at the bottom left", "red circle", "grey ground", "blue square",
-    "small red circle", "large blue square", "two objects", "one circle", "red circle above blue square",
-    "red circle above blue square", "yes, red circle above blue square", "no, blue square below red circle",
-    "yes, a red circle", "no, a blue square", "no, not a star", "yes, two objects", "no, two objects",
-    "yes, one square"}
+    "the red circle is at the top left", "the blue square is at the bottom left", "the circle is red",
+    "the ground is grey", "the blue object is a square", "the red circle is small", "the blue square is large",
+    "the number of objects is two", "the number of circles is one", "above the blue square is the red circle",
+    "the red circle is above the blue square", "yes, the red circle is above the blue square",
+    "no, the blue square is below the red circle", "yes, the circle is red", "no, the square is blue",
+    "no, the star is nowhere", "yes, the number of objects is two", "no, the number of objects is two",
+    "yes, the number of squares is one"}
 
 
-def test_replies_say_what_they_are_about():
+def test_replies_repeat_what_was_asked_about():
     asked = [questions.ask(PAIR, stream("right", index)) for index in range(3000)]
     assert {q.reply for q in asked if q.text in ANSWERS} == REPLIES
     assert all(q.answer.removesuffix(" of") in q.reply for q in asked)

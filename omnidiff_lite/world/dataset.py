@@ -161,7 +161,7 @@ def _vqa(rng: Generator, config: WorldConfig, split: str, voices: Voices) -> Sam
 def _visual_question(rng: Generator, config: WorldConfig, split: str, letters: bool = True
                      ) -> tuple[Question, str, dict[str, Any]]:
     """A question, the recipe of its picture, and the picture's content as meta. Without `letters` scenes are asked about
-    openly: a choice says "red" where an open answer says "red circle"."""
+    openly: a choice says "red" where an open answer says "the circle is red"."""
     share = str(rng.choice(tuple(VQA_SHARES), p=tuple(VQA_SHARES.values())))
     if share in ("chart", "sign"):
         chart = sample_chart(rng, config, "sign" if share == "sign" else choose(rng, ("chart", "map", "web")), split)
