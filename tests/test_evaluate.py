@@ -7,7 +7,7 @@ from known import JUDGES, RED, TONE, Ear, KnownModel, Reply
 from omnidiff_lite.chat import ChatError, Sample, build_messages
 from omnidiff_lite.config import load_preset
 from omnidiff_lite.evaluation.alignment import evaluate_pictures, evaluate_s2i, evaluate_t2i, mismatched
-from omnidiff_lite.evaluation.answers import evaluate_answers
+from omnidiff_lite.evaluation.answers import evaluate_answers, right
 from omnidiff_lite.evaluation.requests import (CHUNK, Settings, media_refs, reference_images, reference_speech,
                                                requests_of, user_text)
 from omnidiff_lite.evaluation.sampling import sweep_images, sweep_speech
@@ -197,6 +197,14 @@ def test_open_questions_and_whether_the_voice_agrees_with_the_text():
     assert values["sqa_voice_wer"] == pytest.approx(100 * (0 + 3 + 5) / 12)
     nothing, _ = evaluate_answers(KnownModel(Reply(), Reply(), Reply()), samples, QUICK, task="sqa", judge=Ear())
     assert nothing[-1].reason == "no answer had a text" and cells(nothing)["sqa_right"] == 0
+
+
+@pytest.mark.parametrize("said, answer, expected", [
+    ("No.", "no", True), ("no, a red star", "no, a blue star", True), ("yes, a blue star", "no, a blue star", False),
+    ("a blue star", "no, a blue star", False), ("yes no red", "yes no red", True), ("yes no", "yes no red", False),
+    ("Top left.", "top left", True), ("top", "top left", False), ("", "yes", False)])
+def test_of_a_yes_or_a_no_the_first_word_decides(said, answer, expected):
+    assert right(said, answer) == expected
 
 
 @pytest.mark.parametrize("evaluate, task, prefix", [(evaluate_t2i, "t2i", ""), (evaluate_s2i, "s2i", "s2i_")])

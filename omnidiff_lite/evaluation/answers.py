@@ -14,14 +14,16 @@ from omnidiff_lite.evaluation.records import Record, measured, missing
 from omnidiff_lite.evaluation.requests import Answer, Model, Settings, ask, meta
 from omnidiff_lite.evaluation.speech import Recogniser, compare, normalize_libritts, transcribe_all, wer
 from omnidiff_lite.evaluation.statistics import proportion_interval
+from omnidiff_lite.evaluation.vision import yes_or_no
+from omnidiff_lite.world.questions import NO, YES
 
 
 def evaluate_answers(model: Model, samples: Sequence[Sample], settings: Settings = Settings(), *, task: str,
                      judge: Recogniser | None = None, table: str = "table2_vision"
                      ) -> tuple[list[Record], pd.DataFrame]:
-    """Tasks text_qa, vqa, sqa, svqa (meta "answer"). Column <task>_right: percent of answers equal to the reference,
-    case and punctuation aside. With `judge`, for tasks that answer aloud: <task>_spoken_right, of what is heard, and
-    <task>_voice_wer, between the text and the voice of one answer (of answers with a text; a silent one is all wrong).
+    """Tasks text_qa, vqa, sqa, svqa (meta "answer"). Column <task>_right: percent of answers that are `right`. With
+    `judge`, for tasks that answer aloud: <task>_spoken_right, of what is heard, and <task>_voice_wer, between the text
+    and the voice of one answer (of answers with a text; a silent one is all wrong).
     """
     outputs = TASKS[task].outputs if judge else ("text",)
     answers = ask(model, samples, settings, to=outputs, task=task)
@@ -44,12 +46,17 @@ def answer_items(answers: Sequence[Answer], samples: Sequence[Sample], judge: Re
     items = pd.DataFrame({"question": [s.meta.get("question", "") for s in samples],
                           "answer": [meta(s, "answer") for s in samples],
                           "prediction": [a.text or "" for a in answers]})
-    items["right"] = _same(items["prediction"], items["answer"])
+    items["right"] = list(map(right, items["prediction"], items["answer"]))
     if judge is not None:
         items["heard"] = transcribe_all(judge, [a.speech for a in answers])
-        items["spoken_right"] = _same(items["heard"], items["answer"])
+        items["spoken_right"] = list(map(right, items["heard"], items["answer"]))
     return items
 
 
-def _same(predictions: pd.Series, answers: pd.Series) -> list[bool]:
-    return [normalize_libritts(p) == normalize_libritts(a) for p, a in zip(predictions, answers)]
+def right(said: str, answer: str) -> bool:
+    """Whether the words are the answer's, case and punctuation aside. Where that is "yes", "no", or one of them with its
+    evidence behind a comma, the first word alone counts, as in MME."""
+    verdict = answer.split(",")[0].strip().lower()
+    if verdict in (YES, NO):
+        return yes_or_no(said) == verdict
+    return normalize_libritts(said) == normalize_libritts(answer)

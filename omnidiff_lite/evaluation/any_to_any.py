@@ -21,13 +21,13 @@ from omnidiff_lite.chat import Sample
 from omnidiff_lite.config import Preset, WorldConfig
 from omnidiff_lite.data.media import load_speech_ref
 from omnidiff_lite.evaluation.alignment import reconstruct
+from omnidiff_lite.evaluation.answers import right
 from omnidiff_lite.evaluation.combinations import CELLS, SETS, known_as, undefined
 from omnidiff_lite.evaluation.inpainting import covered, evaluate_inpainting, restored
 from omnidiff_lite.evaluation.records import Record, measured, missing
 from omnidiff_lite.evaluation.requests import Answer, Model, Settings, meta, reference_images
 from omnidiff_lite.evaluation.scene_analysis import read, score
-from omnidiff_lite.evaluation.speech import (
-    Recogniser, compare, normalize_libritts, resynthesize, transcribe_all, wer)
+from omnidiff_lite.evaluation.speech import Recogniser, compare, resynthesize, transcribe_all, wer
 from omnidiff_lite.evaluation.statistics import Estimate, proportion_interval
 from omnidiff_lite.evaluation.tables import cell_text
 from omnidiff_lite.media import Waveform
@@ -141,10 +141,10 @@ def score_answers(answers: Sequence[Answer], drawn: Sequence[Sample], outputs: s
 
 
 def words_right(words: str, sample: Sample) -> bool:
-    """The answer's words, case and punctuation aside; of a caption, in whatever wording, all that it says."""
+    """The answer, as `answers.right` has it; of a caption, in whatever wording, all that it says."""
     if sample.task == "captioning":
         return matches(words, Scene.from_dict(meta(sample, "scene")))["all_right"]
-    return normalize_libritts(words) == normalize_libritts(meta(sample, "answer"))
+    return right(words, meta(sample, "answer"))
 
 
 def picture_right(picture: PIL.Image.Image | None, scene: dict[str, Any], world: WorldConfig) -> bool:

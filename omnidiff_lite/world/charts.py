@@ -145,7 +145,7 @@ def ask_sign(sign: Sign, rng: np.random.Generator, yes_no: bool | None = None) -
     if rng.random() < 0.5 if yes_no is None else yes_no:
         answer = choose(rng, (YES, NO))
         said = sign.spoken if answer == YES else choose(rng, [word for word in readings(sign) if word != sign.spoken])
-        return Question(does_say(sign, said), answer, "ocr")
+        return Question(does_say(sign, said), answer, "ocr", sentence=f"{answer}, the {_what(sign)} is {sign.spoken}")
     wording = choose(rng, ("what does the sign say?", "which {} is on the sign?", "read the {} on the sign."))
     return Question(wording.format(_what(sign)), sign.spoken, "ocr")
 

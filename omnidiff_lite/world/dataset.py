@@ -36,6 +36,9 @@ from omnidiff_lite.world.voices import (ANSWER_VOICE, Voice, judge_voices, parse
 # What visual questions are about: anything in a scene; what is there, as POPE and MME ask; four choices by letter;
 # charts, maps and pages, as SEED-Bench-2-Plus asks; words and numbers on signs.
 VQA_SHARES = {"scene": 0.4, "existence": 0.25, "choices": 0.1, "chart": 0.15, "sign": 0.1}
+# Share of the training scenes asked about that hold several objects for sure: about a lone one nobody needs to read the
+# question.
+SEVERAL = 0.5
 ATTEMPTS = 200  # draws of a text that is short enough to speak
 
 # An upper bound of the seconds that a text takes at 175 words a minute (above all of 2,500 utterances in 87 voices):
@@ -158,15 +161,18 @@ def _vqa(rng: Generator, config: WorldConfig, split: str, voices: Voices) -> Sam
                    kind=question.kind, choices=list(question.choices), **content)
 
 
-def _visual_question(rng: Generator, config: WorldConfig, split: str) -> tuple[Question, str, dict[str, Any]]:
-    """A question, the recipe of its picture, and the picture's content as meta."""
+def _visual_question(rng: Generator, config: WorldConfig, split: str, letters: bool = True
+                     ) -> tuple[Question, str, dict[str, Any]]:
+    """A question, the recipe of its picture, and the picture's content as meta. Without `letters` scenes are asked about
+    openly: a choice says "red" where an open answer says "the circle is red"."""
     share = str(rng.choice(tuple(VQA_SHARES), p=tuple(VQA_SHARES.values())))
     if share in ("chart", "sign"):
         chart = sample_chart(rng, config, "sign" if share == "sign" else choose(rng, ("chart", "map", "web")), split)
         question = ask_sign(chart, rng) if share == "sign" else chart_question(chart, rng)
         return question, chart_ref(chart), {"chart": _plain(chart)}
-    scene = sample_scene(rng, config, split)
-    question = (ask_choices(scene, rng) if share == "choices"
+    several = split == "train" and config.max_objects > 1 and rng.random() < SEVERAL
+    scene = sample_scene(rng, config, split, int(rng.integers(2, config.max_objects + 1)) if several else None)
+    question = (ask_choices(scene, rng) if share == "choices" and letters
                 else ask(scene, rng, "existence" if share == "existence" else None))
     return question, scene_ref(scene), {"scene": _plain(scene)}
 
@@ -189,7 +195,7 @@ def _sqa(rng: Generator, config: WorldConfig, split: str, voices: Voices) -> Sam
 
 def _svqa(rng: Generator, config: WorldConfig, split: str, voices: Voices) -> Sample | None:
     """A visual question through the pipeline of SDVI, which may drop it."""
-    question, ref, content = _visual_question(rng, config, split)
+    question, ref, content = _visual_question(rng, config, split, letters=False)
     for sample in build_spoken_vqa([vqa_row(question, ref)], voices, seed=int(rng.integers(2**32))):
         sample.meta |= {"kind": question.kind, **content}
         return sample

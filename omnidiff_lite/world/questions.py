@@ -2,6 +2,10 @@
 
 Kinds: existence, count, position, color, shape, size, relation, and texture where a picture shows any. (Reading words
 and numbers, OCR, is asked about signs: `charts.ask_sign`.) Yes/no questions are answered yes half of the time.
+
+A reply repeats what was asked about before it answers: "the circle is red", not "red"; "no, the circle is nowhere", not
+"no". From bare answers a small model learns which words may follow a question, but not to look at the thing that the
+question names (notebook 04).
 """
 
 from __future__ import annotations
@@ -26,12 +30,16 @@ TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 
 @dataclass(frozen=True)
 class Question:
-    """`answer` is always in words; `choices` are the four options of a multiple-choice question, it among them."""
+    """`answer` is always in words; `choices` are the four options of a multiple-choice question, it among them.
+
+    `sentence`: the answer in a sentence that begins with what was asked about ("" where the words stand alone).
+    """
 
     text: str
     answer: str
     kind: str
     choices: tuple[str, ...] = ()
+    sentence: str = ""
 
     @property
     def prompt(self) -> str:
@@ -43,8 +51,8 @@ class Question:
 
     @property
     def reply(self) -> str:
-        """The answer as written: the letter of a multiple-choice question, else the words."""
-        return LETTERS[self.choices.index(self.answer)] if self.choices else self.answer
+        """The answer as written: the letter of a multiple-choice question, else the sentence, or the words alone."""
+        return LETTERS[self.choices.index(self.answer)] if self.choices else self.sentence or self.answer
 
 
 def number_word(number: int) -> str:
@@ -108,7 +116,16 @@ def _existence(scene: Scene, rng: np.random.Generator) -> Question:
     else:
         thing = choose(rng, scene.objects).name if answer == YES else _near_miss(scene, rng)
     wording = choose(rng, ("do you see {} in the image?", "does the image show {}?", None))
-    return Question(wording.format(article(thing)) if wording else is_there(thing), answer, "existence")
+    text = wording.format(article(thing)) if wording else is_there(thing)
+    return Question(text, answer, "existence", sentence=f"{answer}, {_nearest(scene, thing)}")
+
+
+def _nearest(scene: Scene, thing: str) -> str:
+    """What a scene has of a "circle" or a "red circle": "the circle is red", "... blue", or "... nowhere"."""
+    shape = thing.split()[-1]
+    alike = [item for item in scene.objects if item.shape == shape]
+    exact = [item for item in alike if item.name == thing]
+    return f"the {shape} is {(exact or alike)[0].color if alike else 'nowhere'}"
 
 
 def _near_miss(scene: Scene, rng: np.random.Generator) -> str:
@@ -126,9 +143,13 @@ def _count(scene: Scene, rng: np.random.Generator) -> Question:
     if number and rng.random() < 0.25:
         answer = choose(rng, (YES, NO))
         stated = number if answer == YES else choose(rng, wrong_counts(number))
-        return Question(are_there(stated, noun), answer, "count")
+        return Question(are_there(stated, noun), answer, "count", sentence=f"{answer}, {_so_many(number, noun)}")
     wording = choose(rng, ("how many {} are there?", "how many {} do you see?", "how many {} does the image show?"))
-    return Question(wording.format(plural(noun)), number_word(number), "count")
+    return Question(wording.format(plural(noun)), number_word(number), "count", sentence=_so_many(number, noun))
+
+
+def _so_many(number: int, noun: str) -> str:
+    return f"the number of {plural(noun)} is {number_word(number)}"
 
 
 def wrong_counts(number: int) -> list[int]:
@@ -144,23 +165,24 @@ def plural(shape: str) -> str:
 def _position(scene: Scene, rng: np.random.Generator) -> Question:
     item = choose(rng, scene.objects)
     wording = choose(rng, ("where is the {}?", "where do you see the {}?", "in which part of the image is the {}?"))
-    return Question(wording.format(item.name), scene.position(item), "position")
+    where = scene.position(item)
+    return Question(wording.format(item.name), where, "position", sentence=f"the {item.name} is at the {where}")
 
 
 def _color(scene: Scene, rng: np.random.Generator) -> Question:
     options = _singled_out(scene, "shape")
     if not options or rng.random() < 0.25:
         wording = choose(rng, ("what color is the ground?", "which color does the ground have?"))
-        return Question(wording, scene.background, "color")
+        return Question(wording, scene.background, "color", sentence=f"the ground is {scene.background}")
     item, where = choose(rng, options)
     wording = choose(rng, ("what color is the {}?", "which color does the {} have?"))
-    return Question(wording.format(where), item.color, "color")
+    return Question(wording.format(where), item.color, "color", sentence=f"the {where} is {item.color}")
 
 
 def _shape(scene: Scene, rng: np.random.Generator) -> Question:
     item, where = choose(rng, _singled_out(scene, "color"))
     wording = choose(rng, ("what shape is the {}?", "which shape does the {} have?"))
-    return Question(wording.format(where), item.shape, "shape")
+    return Question(wording.format(where), item.shape, "shape", sentence=f"the {where} is {article(item.shape)}")
 
 
 def _singled_out(scene: Scene, attribute: str) -> list[tuple[Object, str]]:
@@ -176,13 +198,13 @@ def _singled_out(scene: Scene, attribute: str) -> list[tuple[Object, str]]:
 def _size(scene: Scene, rng: np.random.Generator) -> Question:
     item = choose(rng, scene.objects)
     wording = choose(rng, ("what size is the {}?", "is the {} small or large?", "which size does the {} have?"))
-    return Question(wording.format(item.name), item.size, "size")
+    return Question(wording.format(item.name), item.size, "size", sentence=f"the {item.name} is {item.size}")
 
 
 def _texture(scene: Scene, rng: np.random.Generator) -> Question:
     item = choose(rng, scene.objects)
     wording = choose(rng, ("is the {} plain striped or dotted?", "which texture does the {} have?"))
-    return Question(wording.format(item.name), item.texture, "texture")
+    return Question(wording.format(item.name), item.texture, "texture", sentence=f"the {item.name} is {item.texture}")
 
 
 def _relation(scene: Scene, rng: np.random.Generator) -> Question:
@@ -193,17 +215,24 @@ def _relation(scene: Scene, rng: np.random.Generator) -> Question:
     form = int(rng.integers(3))
     if form == 0 and sum(holds(relation, item.cell, second.cell) for item in scene.objects if item is not second) == 1:
         wording = choose(rng, ("what is {} the {}?", "which object is {} the {}?"))
-        return Question(wording.format(relation, second.name), first.name, "relation")
+        return Question(wording.format(relation, second.name), first.name, "relation",
+                        sentence=f"{relation} the {second.name} is the {first.name}")
     if form == 1:
         pair = "left or right of" if relation in (LEFT, RIGHT) else "above or below"
-        return Question(f"is the {first.name} {pair} the {second.name}?", relation.removesuffix(" of"), "relation")
+        return Question(f"is the {first.name} {pair} the {second.name}?", relation.removesuffix(" of"), "relation",
+                        sentence=_fact(first, relation, second))
     return _relation_yes_no(first, relation, second, rng)
+
+
+def _fact(first: Object, relation: str, second: Object) -> str:
+    return f"the {first.name} is {relation} the {second.name}"
 
 
 def _relation_yes_no(first: Object, relation: str, second: Object, rng: np.random.Generator) -> Question:
     answer = choose(rng, (YES, NO))
     stated = relation if answer == YES else INVERSE[relation]
-    return Question(does_stand(first, stated, second), answer, "relation")
+    return Question(does_stand(first, stated, second), answer, "relation",
+                    sentence=f"{answer}, {_fact(first, relation, second)}")
 
 
 _ASK: dict[str, Callable[[Scene, np.random.Generator], Question]] = {
