@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHARTS = 0.25  # share of the image tokenizer's pictures that are charts, maps, pages and signs
-ANSWERS = 0.8  # share of the speech tokenizer's recordings in the answer voice
+ANSWERS = 0.25  # share of the speech tokenizer's recordings in the answer voice
 BLOCK = 512  # recordings
 JUDGE_SEED = 1000  # added to the run's
 Trained = tuple[Any, pd.DataFrame]  # the part in eval mode, and one row of figures a step
