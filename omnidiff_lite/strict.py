@@ -14,6 +14,18 @@ class ConfigError(ValueError):
     """A preset, an override or a parameter that does not fit; the message names it and the mend."""
 
 
+ENDLESS = float("inf")
+
+
+def within(config: Any, **limits: tuple[float, float]) -> None:
+    """Raises `ConfigError` for a field of `config` outside of its limits, both of which it may be."""
+    for name, (low, high) in limits.items():
+        value = getattr(config, name)
+        if not low <= value <= high:
+            wanted = f"at least {low:g}" if high == ENDLESS else f"{low:g} to {high:g}"
+            raise ConfigError(f"{name}: expected {wanted}, got {value:g}")
+
+
 def from_dict(cls: type, tree: Any, where: str = "") -> Any:
     """Build the dataclass `cls` from nested plain values; strict in names and types."""
     if not isinstance(tree, dict):

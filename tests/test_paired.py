@@ -157,4 +157,5 @@ def test_tables_are_printed_from_records_and_say_what_is_missing(tmp_path):
     assert {p.stem for p in artifacts.tables.glob("*.md")} == {section.name for section in SECTIONS["3"]}
     (line,) = [line for line in page.splitlines() if line.startswith("| text-to-image, 10 steps")]
     assert line.split(" | ")[1:3] == ["0.226", "0.65"] and "0.500 [0.400, 0.600] n=9" in line
-    assert f"| {TWIN} |" in page and "1176.1" in page and page.count("– (not measured: run notebook 09)") == 5
+    assert f"| {TWIN} |" in page and "1176.1" in page and page.count("– (not measured: run notebook ") == 5
+    assert page.count("run notebook 14") == 3, "the twin's rows come with the twin"
