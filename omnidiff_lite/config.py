@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import yaml
 
-from omnidiff_lite.sizes import (DenoiserSize, FlowConfig, ImageTokenizerConfig, SpeechDecoderConfig, SpeechEncoderConfig,
-                                 SpeechTokenizerConfig, TextTokenizerConfig, VocoderConfig)
+from omnidiff_lite.sizes import (DenoiserSize, FlowConfig, ImageTokenizerConfig, SpeechDecoderConfig,
+                                 SpeechEncoderConfig, SpeechTokenizerConfig, TextTokenizerConfig, VocoderConfig)
 from omnidiff_lite.strict import ENDLESS, ConfigError, from_dict, to_dict, within
 
 __all__ = ["ConfigError", "DenoiserSize", "FlowConfig", "ImageTokenizerConfig", "Preset", "SpeechDecoderConfig",

@@ -78,4 +78,5 @@ def profile_records(table: str, ids: int, masks: int, device: torch.device, step
 
 def _row(table: str, row: str, found: Mapping[str, float], repeats: int, seed: int) -> list[Record]:
     reason = "no interval: shares of all repeats together"
-    return measured(table, row, seed, {name: Estimate(value, None, None, repeats, reason) for name, value in found.items()})
+    shown = {name: Estimate(value, None, None, repeats, reason) for name, value in found.items()}
+    return measured(table, row, seed, shown)
