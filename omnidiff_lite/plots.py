@@ -55,6 +55,25 @@ def loss_curves(history: pd.DataFrame, columns: Sequence[str] | None = None, tit
     return figure
 
 
+def task_curves(runs: Mapping[str, pd.DataFrame], tasks: Sequence[str], smooth: int = 50) -> Figure:
+    """Loss over steps of several runs (log.csv each), one axis a task, each curve a running mean."""
+    rows = -(-len(tasks) // 3)
+    figure, axes = plt.subplots(rows, 3, figsize=(9, 1.9 * rows), sharex=True, squeeze=False)
+    for axis, task in zip(axes.flat, tasks):
+        for number, (name, history) in enumerate(runs.items()):
+            values = history.get(f"loss_{task}", pd.Series(dtype=float)).rolling(smooth, min_periods=1).mean()
+            axis.plot(history["step"].iloc[:len(values)], values, label=name, lw=1.2, color=f"C{number}")
+        axis.set(title=task, yscale="log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
+    for axis in axes.flat[len(tasks):]:
+        axis.axis("off")
+    axes[0, 0].legend(fontsize=8)
+    figure.supxlabel("step", fontsize=9)
+    figure.supylabel("loss", fontsize=9)
+    return figure
+
+
 def pictures(images: Sequence[PIL.Image.Image | None], titles: Sequence[str] = (), columns: int = 8,
              size: float = 1.5) -> Figure:
     """Pictures in rows, a title above each; an empty frame where there is none."""
