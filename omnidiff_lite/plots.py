@@ -56,13 +56,14 @@ def loss_curves(history: pd.DataFrame, columns: Sequence[str] | None = None, tit
 
 
 def task_curves(runs: Mapping[str, pd.DataFrame], tasks: Sequence[str], smooth: int = 50) -> Figure:
-    """Loss over steps of several runs (log.csv each), one axis a task, each curve a running mean."""
+    """Loss over steps of several runs (log.csv each, all with these tasks), one axis a task, each curve a running mean."""
     rows = -(-len(tasks) // 3)
     figure, axes = plt.subplots(rows, 3, figsize=(9, 1.9 * rows), sharex=True, squeeze=False)
     for axis, task in zip(axes.flat, tasks):
         for number, (name, history) in enumerate(runs.items()):
-            values = history.get(f"loss_{task}", pd.Series(dtype=float)).rolling(smooth, min_periods=1).mean()
-            axis.plot(history["step"].iloc[:len(values)], values, label=name, lw=1.2, color=f"C{number}")
+            values = history[["step", f"loss_{task}"]].dropna()
+            axis.plot(values["step"], values[f"loss_{task}"].rolling(smooth, min_periods=1).mean(), label=name, lw=1.2,
+                      color=f"C{number}")
         axis.set(title=task, yscale="log")
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter(NullFormatter())
@@ -211,9 +212,11 @@ def quality_latency(points: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
     `labels`: of each task's y-axis; where one ends in "↓" less is better, and the axis points down.
     """
     figure, axes = plt.subplots(1, len(labels), figsize=(3.3 * len(labels), 3), squeeze=False)
+    colors = dict(zip(points["method"].unique(), (PALETTE["text"], PALETTE["speech"], PALETTE["special"]), strict=False))
     for axis, (task, label) in zip(axes[0], labels.items()):
         here = points[points["task"] == task]
-        for color, (method, rows) in zip((PALETTE["text"], PALETTE["speech"]), here.groupby("method", sort=False)):
+        for method, rows in here.groupby("method", sort=False):
+            color = colors[method]
             x, y = rows["latency"], rows["quality"]
             across, along = ([rows[name] - rows[f"{name}_low"], rows[f"{name}_high"] - rows[name]]
                              for name in ("latency", "quality"))
@@ -227,7 +230,8 @@ def quality_latency(points: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
         axis.xaxis.set_minor_formatter(NullFormatter())
         if label.endswith("↓"):
             axis.invert_yaxis()
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncol=2, fontsize=8)
+    shown = {name: handle for axis in axes[0] for handle, name in zip(*axis.get_legend_handles_labels())}
+    figure.legend(shown.values(), shown.keys(), loc="outside upper right", ncol=3, fontsize=8)
     return figure
 
 

@@ -243,17 +243,23 @@ def test_a_part_inside_of_a_part_is_counted_once():
 
 
 def test_the_fastest_without_a_shown_loss():
-    def way(name, ratio, low, high, task="tts"):
-        row = f"fast/{task}/1/cpu/{name}"
-        return [Record("bench", row, "ratio_to_plain", ratio, n=4),
-                Record("bench", row, "quality_minus_plain", (low + high) / 2, low, high, n=4)]
+    def way(name, ratio, low, high, task="tts", n=16, slowest=None):
+        row, change = f"fast/{task}/1/cpu/{name}", 0.0 if low is None else (low + high) / 2
+        return [Record("bench", row, "ratio_to_plain", ratio, slowest or ratio, ratio, n=3),
+                Record("bench", row, "quality_minus_plain", change, low, high, n=n)]
 
-    errors = [*way("cache", 3.0, -1.0, 1.0), *way("few steps", 6.0, 2.0, 5.0), *way("better", 4.0, -3.0, -1.0)]
-    found, = fastest_without_loss(errors).to_dict("records")
-    assert (found["fastest without a shown loss"], found["times as fast"], found["5 times"]) == ("better", 4, "not reached")
-    right = [*way("few steps", 6.0, -5.0, -2.0, "t2i"), *way("threshold", 5.5, -9.0, 0.0, "t2i")]
-    found, = fastest_without_loss(right).to_dict("records")
-    assert found["fastest without a shown loss"] == "threshold" and found["5 times"] == "reached"
+    def verdict(*ways):
+        found, = fastest_without_loss([record for records in ways for record in records]).to_dict("records")
+        return found["fastest without a shown loss"], found["times as fast"], found["5 times"]
+
+    errors = way("cache", 3.0, -1.0, 1.0), way("few steps", 6.0, 2.0, 5.0), way("better", 4.0, -3.0, -1.0)
+    assert verdict(*errors) == ("better", "4.00 [4.00, 4.00]", "not reached")
+    right = way("few steps", 6.0, -5.0, -2.0, "t2i"), way("threshold", 5.5, -9.0, 0.0, "t2i")
+    assert verdict(*right) == ("threshold", "5.50 [5.50, 5.50]", "reached")
+    assert verdict(way("cache", 5.5, -1.0, 1.0, slowest=4.5))[2] == "not reached", "its interval begins below"
+    assert verdict(way("cache", 9.0, -9.0, 20.0, n=6))[2] == "too few items"
+    assert verdict(way("exact", 1.2, None, None), way("cache", 3.0, 1.0, 2.0))[0] == "exact", "every item as before"
+    assert verdict(way("exact", 1.2, None, None), way("autoregressive twin", 9.0, -1.0, 1.0))[0] == "exact"
     assert fastest_without_loss([]).empty
 
 

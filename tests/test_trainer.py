@@ -48,9 +48,10 @@ def child_environment() -> dict[str, str]:
 
 
 def assert_same(ours, theirs) -> None:
-    """Logs and weights, to the last bit."""
-    pd.testing.assert_frame_equal(ours[0][LOSSES], theirs[0][LOSSES], check_exact=True)
-    assert all(torch.equal(a, b) for a, b in zip(ours[1].state_dict().values(), theirs[1].state_dict().values()))
+    """Logs and weights, to the last bit; on a GPU, whose kernels add up in any order, nearly."""
+    tolerance = {"rtol": 1e-4, "atol": 1e-3} if torch.cuda.is_available() else {"rtol": 0, "atol": 0}
+    pd.testing.assert_frame_equal(ours[0][LOSSES], theirs[0][LOSSES], **tolerance)
+    torch.testing.assert_close(ours[1].state_dict(), theirs[1].state_dict(), equal_nan=True, **tolerance)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +140,8 @@ def test_task_weights_reach_the_gradient_and_the_fingerprint(tmp_path):
     for name, own in (("plain", {}), ("without", {"training__stage1__weights__asr": 0.0})):
         log, model = run(tmp_path / name, preset=toys.preset(**own))
         losses[name], weights[name] = log, model.state_dict()
-    assert losses["plain"]["loss"][0] == losses["without"]["loss"][0], "the figures logged are not weighed"
+    first = [losses[name]["loss"][0] for name in ("plain", "without")]
+    assert first[0] == pytest.approx(first[1], rel=1e-6), "the figures logged are not weighed"
     assert any(not torch.equal(a, b) for a, b in zip(weights["plain"].values(), weights["without"].values()))
     with pytest.raises(CheckpointError, match="weights.asr"):
         run(tmp_path / "plain", preset=toys.preset(training__stage1__weights__asr=0.0))
@@ -403,7 +405,7 @@ def test_two_processes_share_the_rows_and_take_the_same_steps(tmp_path):
             train_stage(toys.preset(training__precision="fp32"), 1, toys.denoiser(), toys.datasets(), sys.argv[1],
                         progress=False, stop_after=stop)
     """))
-    environment = child_environment() | {"ACCELERATE_USE_CPU": "true"}
+    environment = child_environment() | {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run([*command, str(script), str(tmp_path / "two")], env=environment, check=True, timeout=180)
     log = pd.read_csv(tmp_path / "two" / "log.csv")

@@ -223,7 +223,7 @@ REPLIES = {  # to the questions of ANSWERS
 def test_replies_repeat_what_was_asked_about():
     asked = [questions.ask(PAIR, stream("right", index)) for index in range(3000)]
     assert {q.reply for q in asked if q.text in ANSWERS} == REPLIES
-    assert all(q.answer.removesuffix(" of") in q.reply for q in asked)
+    assert all(q.answer in q.reply for q in asked)
 
 
 def test_kinds_that_a_scene_cannot_answer_are_refused():
