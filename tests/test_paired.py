@@ -125,8 +125,10 @@ def test_quality_against_latency_is_read_from_the_records():
     points = trade_offs(records, {"text-to-image": "clip_t"})
     assert points[["method", "steps"]].to_numpy().tolist() == [["diffusion", "8"], ["diffusion", "1"], [TWIN, ""]]
     assert points["quality"].tolist() == [0.5, 0.5, 1] and (points["latency_low"] <= points["latency_high"]).all()
-    figure = plots.quality_latency(points, {"text-to-image": "CLIP-T ↑", "text-to-speech": "WER ↓"})
+    at_once = points.iloc[:1].assign(task="text-to-speech", method="diffusion, all at once")  # in the second panel alone
+    figure = plots.quality_latency(pd.concat([points, at_once]), {"text-to-image": "CLIP-T ↑", "text-to-speech": "WER ↓"})
     assert [axis.yaxis_inverted() for axis in figure.axes] == [False, True]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["diffusion", TWIN, "diffusion, all at once"]
 
 
 def test_the_position_penalty_is_compared_with_none_on_the_same_prompts():

@@ -130,3 +130,12 @@ def test_saved_tables_carry_the_caption_and_the_numbers(tmp_path, ours):
     frame = pd.read_csv(csv)
     assert frame[frame.source == "ours"].value.tolist() == [7.13]
     assert to_markdown(comparison(ours)).splitlines()[0] == "|  | ours: ASR WER % ↓ |"
+
+
+def test_the_curves_of_several_runs_share_an_axis_a_task():
+    runs = {name: pd.DataFrame({"step": range(4), "loss_asr": [2.0, 1.5, None, 1.0], "loss_tts": [3.0, 2.0, 2.0, 1.0]})
+            for name in ("together", "alone")}
+    axes = plots.task_curves(runs, ["asr", "tts"], smooth=1).axes[:2]
+    assert [axis.get_title() for axis in axes] == ["asr", "tts"]
+    assert [len(line.get_xdata()) for line in axes[0].lines] == [3, 3], "a step without the task is left out"
+    assert [line.get_label() for line in axes[1].lines] == list(runs)

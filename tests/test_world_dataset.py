@@ -118,6 +118,13 @@ def test_spoken_questions_have_been_opened():
     assert {"chart", "map", "web", "ocr"} <= {sample.meta["kind"] for sample in drawn}
 
 
+def test_training_asks_about_several_objects_more_often():
+    shares = {split: [len(s.meta["scene"]["objects"]) > 1 for s in samples("vqa", split, 600, 0, CONFIG)
+                      if "scene" in s.meta] for split in ("train", "test")}
+    several = {split: sum(found) / len(found) for split, found in shares.items()}
+    assert several["train"] == pytest.approx(0.75, abs=0.08) and several["test"] == pytest.approx(0.5, abs=0.08)
+
+
 def test_no_utterance_is_longer_than_the_limit(monkeypatch):
     short = WorldConfig(grid=2, max_objects=2, max_seconds=3.5)
     said = [u.ref for u in utterances("train", 40, 0, short)]
