@@ -65,7 +65,8 @@ def test_every_number_says_how_it_came_about(road):
     records = read_records(road[0].metrics)
     assert {r.table for r in records} >= {"table1_speech", "table2_vision", "table3_sampling", "ablation_decoding"}
     for record in records:
-        assert record.source == "ours" and record.provenance["seed"] == 0 and record.provenance["hardware"]
+        assert record.source in ("ours", "released-code")
+        assert record.provenance["seed"] == 0 and record.provenance["hardware"]
         assert record.value is not None or record.reason
     assert json.loads((road[0].dir / "config.json").read_text())["name"] == "smoke"
 
