@@ -47,7 +47,7 @@ ROAD = (
     Step("03_stage1_vision_language", (TOKENIZERS,), ("work/stage1",)),
     Step("04_stage2_speech_vision_language", (TOKENIZERS, "work/stage1"), ("work/stage2",)),
     Step("05_stage3_speech_driven_visual_interaction", (TOKENIZERS, "work/stage1", "work/stage2"),
-         ("work/stage3", CHECKPOINT), uses=("work/alone",)),
+         ("work/stage3", CHECKPOINT), uses=("alone",)),
     Step("14_autoregressive_twin", (CHECKPOINT,), ("work/twin", TWIN)),
     Step("06_inference_tricks", (CHECKPOINT, JUDGES), uses=(TWIN,), metrics=("bench",)),
     Step("07_table1_speech", (CHECKPOINT, JUDGES), uses=(TWIN,)),
