@@ -84,7 +84,7 @@ class TrainingConfig:
     gamma: float = 0.6  # tail-pad masking ratio factor
     max_tail_pads: int = 16
     time: Literal["sequence", "token"] = "sequence"  # paper | released code
-    schedule: Literal["linear", "cosine"] = "linear"  # share masked at time t: t (the paper), or sin(pi t / 2), more
+    schedule: Literal["linear", "cosine", "cubic"] = "linear"  # share masked at time t: t (the paper), or more
     loss_weight: Literal["plain", "bound"] = "plain"  # of a masked token: 1 (equation 1), or the likelihood bound's 1/t
     optimizer: Literal["adamw", "muon"] = "adamw"  # as in `Budget`
     weight_decay: float = 0.0

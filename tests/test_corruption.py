@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from omnidiff_lite.diffusion.corruption import corrupt, mask_rate, sample_time
+from omnidiff_lite.diffusion.corruption import SCHEDULES, corrupt, mask_rate, sample_time
 from omnidiff_lite.parity import GOLDEN
 
 RELEASED = GOLDEN.json("forward_process")
@@ -63,11 +63,13 @@ def test_same_seed_same_mask():
 
 
 def test_a_mask_schedule_says_how_much_is_hidden_at_a_time():
-    """Linear hides half on average, cosine 2 / pi; both nothing at 0 and everything at 1."""
+    """Linear hides half on average, cosine 2 / pi, cubic three quarters; each nothing at 0 and everything at 1."""
     t = torch.linspace(0, 1, 10001)
-    for schedule, mean in (("linear", 0.5), ("cosine", 2 / math.pi)):
+    for schedule, mean in (("linear", 0.5), ("cosine", 2 / math.pi), ("cubic", 0.75)):
         rate = mask_rate(t, schedule)
         assert rate[0] == 0 and rate[-1] == pytest.approx(1) and rate.mean().item() == pytest.approx(mean, abs=1e-3)
         assert (rate.diff() >= 0).all()
-    with pytest.raises(ValueError, match="'square' is none of 'linear', 'cosine'"):
+    nearly_full = {schedule: (mask_rate(t, schedule) > 0.95).float().mean().item() for schedule in SCHEDULES}
+    assert nearly_full == pytest.approx({"linear": 1 / 20, "cosine": 1 / 5, "cubic": 1 / 2.7}, rel=0.02)
+    with pytest.raises(ValueError, match="'square' is none of 'linear', 'cosine', 'cubic'"):
         mask_rate(t, "square")

@@ -1,12 +1,18 @@
-"""Muon takes the matrices inside a network, AdamW the rest; both train."""
+"""Muon takes the matrices inside a network, AdamW the rest; both train. Muon's updates are torch's, and however many
+processes share the work, the same."""
+
+from functools import partial
 
 import pytest
 import toys
 import torch
+from accelerate import PartialState
 from torch import nn
 
 from omnidiff_lite.config import Budget
+from omnidiff_lite.processes import together
 from omnidiff_lite.training.fit import fit
+from omnidiff_lite.training.muon import Muon, orthogonal
 from omnidiff_lite.training.optimizers import make_optimizers
 
 
@@ -39,3 +45,54 @@ def test_a_part_learns_with_either(optimizer, rate):
     history = fit(module, lambda step: ((module(x) - x).square().mean(), {}),
                   Budget(steps=60, learning_rate=rate, optimizer=optimizer), name="copy", progress=False)
     assert history["loss"].iloc[-1] < history["loss"].iloc[0] / 3 and not module.training
+
+
+def matrices():
+    """Tall, wide and square ones, of which one shape has an odd number."""
+    made = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(shape, generator=made)) for shape in [(8, 24), (24, 8), (16, 16)] * 3 + [(8, 24)]]
+
+
+def stepped(optimizer, steps=4):
+    noise = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        for p in optimizer.param_groups[0]["params"]:
+            p.grad = torch.randn(p.shape, generator=noise)
+        optimizer.step()
+    return [p.detach().clone() for p in optimizer.param_groups[0]["params"]]
+
+
+def test_stacked_updates_are_those_of_torch_and_so_is_the_state():
+    ours, plain = Muon(matrices(), 0.02, 0.1), torch.optim.Muon(matrices(), 0.02, 0.1, adjust_lr_fn="match_rms_adamw")
+    before = matrices()
+    for new, expected, old in zip(stepped(ours), stepped(plain), before, strict=True):
+        moved = (expected - old).norm()
+        assert moved > 0.1 and (new - expected).norm() < 0.01 * moved  # bfloat16 rounds inside
+    theirs = torch.optim.Muon(matrices(), 0.02, adjust_lr_fn="match_rms_adamw")
+    theirs.load_state_dict(ours.state_dict())
+    for p, q in zip(ours.param_groups[0]["params"], theirs.param_groups[0]["params"], strict=True):
+        assert torch.equal(ours.state[p]["momentum_buffer"], theirs.state[q]["momentum_buffer"])
+
+
+def test_singular_values_come_near_one():
+    values = torch.linalg.svdvals(orthogonal(torch.randn(3, 24, 8, generator=torch.Generator().manual_seed(0))).float())
+    assert values.min() > 0.5 and values.max() < 1.3
+
+
+def test_a_matrix_without_a_gradient_stays():
+    kept, moved = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4, 4))
+    moved.grad = torch.eye(4)
+    Muon([kept, moved], 0.1).step()
+    assert torch.equal(kept, torch.ones(4, 4)) and not torch.equal(moved, torch.ones(4, 4))
+
+
+def step_and_save(out):
+    rank = PartialState(cpu=True).process_index
+    torch.save(stepped(Muon(matrices(), 0.02)), out / f"{rank}.pt")
+
+
+def test_processes_that_share_the_updates_change_no_bit(tmp_path):
+    together(2, partial(step_and_save, tmp_path))
+    expected = stepped(Muon(matrices(), 0.02))
+    for rank in (0, 1):
+        assert all(map(torch.equal, torch.load(tmp_path / f"{rank}.pt"), expected))

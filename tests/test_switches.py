@@ -65,7 +65,7 @@ def test_the_bound_weighs_a_token_by_how_fast_masks_come():
     t = torch.tensor([0.001, 0.25, 0.5, 0.9], dtype=torch.float64, requires_grad=True)
     assert bound_weight(t.detach()).tolist() == pytest.approx([1000, 4, 2, 1 / 0.9])
     assert bound_weight(t.detach(), "cosine")[2].item() == pytest.approx(math.pi / 2)
-    for schedule in ("linear", "cosine"):
+    for schedule in ("linear", "cosine", "cubic"):
         rate = mask_rate(t, schedule)
         slope, = torch.autograd.grad(rate.sum(), t)
         torch.testing.assert_close(bound_weight(t.detach(), schedule), slope / rate.detach())
@@ -108,7 +108,7 @@ def test_each_answer_is_weighed_by_its_own_time():
     assert target_weights(whole).tolist() == [first] * 4 + [second] * 3
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "cubic"])
 def test_the_weighted_loss_is_the_likelihood_bound_on_average(schedule):
     """An answer of three tokens: over many draws the mean is what all masks, each with its probability, give."""
     model = decided({})
