@@ -79,25 +79,33 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
                         "speech_tokenizer or speech_decoder")
     parser.add_argument("--system", help="all parts at once: a system.yaml, or a directory with them side by side")
     parser.add_argument("--checkpoint", help="one checkpoint of a training run, sharded or not, to make a denoiser of")
+    parser.add_argument("--language-model", help="a Dream or Qwen2 checkpoint, to be grown to the whole id space: where "
+                        "stage 1 starts at full size")
     parser.add_argument("--dtype", help="of the written weights: float32, bfloat16 or float16 (default: the denoiser's "
                         "as stored, the others' float32)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
 
 
-@command("convert", "Write released files (.pt, .bin, safetensors) in the kit's layout.",
+@command("convert", "Write released files (.pt, .bin, safetensors), or a language model, in the kit's layout.",
          "omnidiff convert glm-4-voice-decoder/ --part speech_decoder --out system/speech_decoder")
 @arguments(_convert_arguments)
 def _convert(options: argparse.Namespace) -> None:
-    given = [options.source, options.system, options.checkpoint]
+    given = [options.source, options.system, options.checkpoint, options.language_model]
     if sum(source is not None for source in given) != 1 or (options.source is None) != (options.part is None):
-        raise ValueError("give one of: a source with --part, --system, --checkpoint")
+        raise ValueError("give one of: a source with --part, --system, --checkpoint, --language-model")
+    from omnidiff_lite.backbone import Denoiser
     from omnidiff_lite.pipeline.convert import convert_part, convert_system
     from omnidiff_lite.pipeline.loading import dtype_of
     from omnidiff_lite.training.shards import denoiser_of
+    from omnidiff_lite.vocabulary import Vocabulary
 
     dtype = dtype_of(options.dtype) if options.dtype else None
     if options.checkpoint is not None:
         denoiser_of(options.checkpoint, *[dtype] * bool(dtype)).save_pretrained(options.out)
+        print(options.out)
+    elif options.language_model is not None:
+        Denoiser.from_language_model(options.language_model, Vocabulary.released(), dtype=dtype or "auto"
+                                     ).save_pretrained(options.out)
         print(options.out)
     elif options.system is not None:
         print(convert_system(options.system, options.out, dtype))

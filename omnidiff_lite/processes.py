@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
+import re
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +26,9 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from omnidiff_lite.orphans import end_with
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+_LOST = re.compile(r"closed by peer|reset by peer|Broken pipe")  # gloo, of another process
 
 
 class TogetherError(RuntimeError):
@@ -67,16 +73,29 @@ def together(processes: int, function: Callable[[], Any]) -> None:
         while not members.join():
             pass
     except (ProcessExitedException, ProcessRaisedException) as error:
-        raise TogetherError(_why(error, [process.exitcode for process in members.processes])) from error
+        exits = [process.exitcode for process in members.processes]
+        raise TogetherError(_why(error, exits, _told(members.error_files))) from error
 
 
-def _why(error: ProcessExitedException | ProcessRaisedException, exits: Sequence[int | None]) -> str:
-    """A process that was killed comes first: the others only miss it. A raised error's text is a whole traceback."""
+def _told(files: Sequence[str]) -> dict[int, str]:
+    """The last line of what each process raised, by rank, where it left it."""
+    told = {}
+    for rank, path in enumerate(files):
+        with contextlib.suppress(OSError, EOFError):
+            told[rank] = pickle.loads(Path(path).read_bytes()).strip().splitlines()[-1]
+    return told
+
+
+def _why(error: ProcessExitedException | ProcessRaisedException, exits: Sequence[int | None], told: dict[int, str]
+         ) -> str:
+    """A process that was killed comes first, then one with an error of its own: the others only miss them."""
     killed = [rank for rank, code in enumerate(exits) if code == -signal.SIGKILL]
     if killed:
         return (f"process {killed[0]} of {len(exits)} was killed (SIGKILL; often because memory ran out); the same "
                 "call goes on from the last checkpoint")
-    return f"process {error.error_index} of {len(exits)}: {str(error).strip().splitlines()[-1]}"
+    own = {rank: text for rank, text in told.items() if not _LOST.search(text)}
+    rank, text = next(iter((own or told).items()), (error.error_index, str(error).strip().splitlines()[-1]))
+    return f"process {rank} of {len(exits)}: {text}"
 
 
 def is_first() -> bool:

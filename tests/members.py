@@ -13,7 +13,11 @@ import toys
 import torch
 from accelerate.state import AcceleratorState
 
+from omnidiff_lite.backbone import Denoiser, DenoiserConfig
+from omnidiff_lite.data import media
+from omnidiff_lite.data.broken import BrokenLog
 from omnidiff_lite.data.errors import GoneError
+from omnidiff_lite.data.raw import Encoder, raw_samples
 from omnidiff_lite.data.shards import read_shards
 from omnidiff_lite.training import trainer
 from omnidiff_lite.training.launch import Expected
@@ -119,6 +123,24 @@ def from_shards(out: Path, shards: Path, lost: Path | None = None) -> None:
     except GoneError as error:
         (out / f"told {os.environ['RANK']}.txt").write_text(str(error))
         raise
+
+
+def from_recordings(out: Path, rows: Path, kill: bool = False) -> None:
+    """Both train from recordings in files, decoded by two workers each; at step 15 one of the second process's dies."""
+    as_kind("ddp")
+    real, parts = Stepper.step, toys.ToyParts()
+
+    def step(self, number, rate):
+        if kill and number == 15 and self.accelerator.process_index == 1:
+            media._pool(2)[0].submit(signal.raise_signal, signal.SIGKILL)
+        return real(self, number, rate)
+
+    Stepper.step = step
+    size = preset(training__stage1__mix={"asr": 1.0}, training__length=96, training__stage1__steps=30)
+    torch.manual_seed(0)
+    denoiser = Denoiser(DenoiserConfig.from_size(toys.SIZE, parts.vocabulary, speech_dim=toys.SPEECH_DIM))
+    trainer.train_stage(size, 1, denoiser, raw_samples([rows], Encoder(parts, (32, 16), workers=2), BrokenLog()), out,
+                        progress=False)
 
 
 FAILURES = {"ddp": {"no number": no_number, "full disk": partial(full_disk, which=0)},

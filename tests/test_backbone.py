@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from transformers import DynamicCache
 
 from omnidiff_lite.backbone import Denoiser, DenoiserConfig, segment_mask
+from omnidiff_lite.cli import main
 from omnidiff_lite.config import ConfigError, DenoiserSize
 from omnidiff_lite.parity import GOLDEN
 from omnidiff_lite.parity.denoiser import forward_case, released_denoiser, released_directory
@@ -193,6 +194,10 @@ def test_growing_a_text_only_language_model(tmp_path):
     assert grown.config.mask_token_id == VOCABULARY.mask and grown.config.vocab_size == VOCABULARY.size
     with pytest.raises(CheckpointError, match="missing 4: model.audio_projection"):
         Denoiser.from_pretrained(tmp_path)
+    assert main(["convert", "--language-model", str(tmp_path), "--out", str(tmp_path / "start")]) == 0
+    start = Denoiser.from_pretrained(tmp_path / "start")
+    assert start.config.vocab_size == len(start.lm_head.weight) == Vocabulary.released().size
+    torch.testing.assert_close(start.lm_head.weight[:30], state["lm_head.weight"])
 
 
 # --- configuration --------------------------------------------------------------------------------------------------

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from omnidiff_lite.chat import AUDIO, IMAGE, task_of
-from omnidiff_lite.data import benchmark_exams
 from omnidiff_lite.data.benchmark_coco import CAPTIONS, TASKS, as_task, respoken
 from omnidiff_lite.data.benchmark_files import BENCHMARKS, BenchmarkError, read_benchmark, tasks_of
 from omnidiff_lite.data.benchmark_vision import SEED_FILE, SUBTASKS
@@ -263,13 +264,12 @@ MMMU_ROWS = [mmmu_row(1), mmmu_row(2, "7", question_type="open", options="[]"),
 
 
 @pytest.fixture
-def mmmu(tmp_path, monkeypatch):
-    """A subject's folder; the rows are put in where pyarrow would give them, so that it is not needed here."""
-    file(tmp_path / "Art_Theory/validation-00000-of-00001.parquet", "")
-    file(tmp_path / "Art_Theory/dev-00000-of-00001.parquet", "")
-
+def mmmu(tmp_path):
+    """A subject's folder, with the rows given and another part that is not read."""
     def put(*rows):
-        monkeypatch.setattr(benchmark_exams, "parquet_rows", lambda path: iter(rows))
+        file(tmp_path / "Art_Theory/dev-00000-of-00001.parquet", "")
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows),
+                                    tmp_path / "Art_Theory/validation-00000-of-00001.parquet")
         return tmp_path
 
     return put
@@ -302,17 +302,14 @@ def test_mmmus_pictures_are_written_once_and_again_where_unfinished(mmmu, tmp_pa
     assert path.read_bytes() == png()
 
 
-def test_mmmu_from_parquet(tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet")
-    table = sys.modules["pyarrow"].Table.from_pylist(MMMU_ROWS)
-    (tmp_path / "Art_Theory").mkdir()
-    parquet.write_table(table, tmp_path / "Art_Theory/validation-00000-of-00001.parquet")
-    rows = read_benchmark("mmmu", tmp_path)
+def test_mmmu_may_be_given_by_its_subject_and_must_be_whole(mmmu):
+    root = mmmu(*MMMU_ROWS)
+    rows = read_benchmark("mmmu", root)
     assert [row.meta["answer"] for row in rows] == ["B", "7", "A"]
-    assert read_benchmark("mmmu", tmp_path / "Art_Theory", pictures=tmp_path / "pictures") == rows
-    file(tmp_path / "Art_Theory/validation-00000-of-00001.parquet", "PAR1 and no more")
+    assert read_benchmark("mmmu", root / "Art_Theory", pictures=root / "pictures") == rows
+    file(root / "Art_Theory/validation-00000-of-00001.parquet", "PAR1 and no more")
     with pytest.raises(BenchmarkError, match="of-00001.parquet: not a readable parquet file .*download it again"):
-        read_benchmark("mmmu", tmp_path)
+        read_benchmark("mmmu", root)
 
 
 def test_mmmu_without_pyarrow_names_the_mend(tmp_path, monkeypatch):

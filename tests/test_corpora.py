@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from omnidiff_lite.chat import AUDIO, IMAGE
 from omnidiff_lite.cli import main
-from omnidiff_lite.data import parquet
 from omnidiff_lite.data.broken import BrokenLog
 from omnidiff_lite.data.corpora import corpora, corpus_table, read_corpus
 from omnidiff_lite.data.corpus_files import KINDS
@@ -22,8 +23,6 @@ from omnidiff_lite.data.jsonl import read_samples
 from omnidiff_lite.data.media import load_image_ref, load_speech_ref
 from omnidiff_lite.media import Waveform
 from omnidiff_lite.plan.data import TABLE_4
-
-PARQUET: dict[str, list[dict]] = {}  # rows by path: put in where pyarrow would give them, so that it is not needed
 
 
 def wav(seconds: float = 0.2) -> bytes:
@@ -34,9 +33,9 @@ def wav(seconds: float = 0.2) -> bytes:
     return buffer.getvalue()
 
 
-def jpg() -> bytes:
+def jpg(colour: str = "red") -> bytes:
     buffer = io.BytesIO()
-    PIL.Image.new("RGB", (8, 8), "red").save(buffer, "JPEG")
+    PIL.Image.new("RGB", (8, 8), colour).save(buffer, "JPEG")
     return buffer.getvalue()
 
 
@@ -45,8 +44,8 @@ def put(root: Path, files: dict) -> None:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if name.endswith(".parquet"):
-            PARQUET[str(path)] = data
-            data = b""
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(data), path)
+            continue
         if name.endswith(".tar"):
             with tarfile.open(path, "w") as tar:
                 for member, inside in data.items():
@@ -55,11 +54,6 @@ def put(root: Path, files: dict) -> None:
                     tar.addfile(info, io.BytesIO(inside))
             continue
         path.write_bytes(data.encode() if isinstance(data, str) else data)
-
-
-@pytest.fixture(autouse=True)
-def no_pyarrow(monkeypatch):
-    monkeypatch.setattr(parquet, "parquet_rows", lambda path: iter(PARQUET[str(path)]))
 
 
 SOUND, PICTURE = {"bytes": wav(), "path": "a.wav"}, {"bytes": jpg(), "path": "a.jpg"}
@@ -82,7 +76,8 @@ SMALL = {  # the files of one sample, and what is said, asked or answered in it
     "blip3o_journeydb": ({"JourneyDB_000.tar": {"x/1.jpg": jpg(), "x/1.txt": b"a cat"}}, "a cat"),
     "librispeech": ({"7/9/7-9.trans.txt": "7-9-0001 HE WENT\n", "7/9/7-9-0001.flac": wav()}, "HE WENT"),
     "common_voice": ({"en/train.tsv": CV, "en/clips/cv_1.mp3": wav()}, 'He said "no".'),
-    "gigaspeech": ({"data/metadata/m_metadata_additional/m_chunks_0000_metadata.csv": GIGA,
+    "gigaspeech": ({"data/metadata/m_metadata_additional/m_chunks_0000_metadata.csv":
+                    f"{GIGA}A1,A1_S2,audio/a.opus,<MUSIC>\n",
                     "data/audio/m_files_additional/m_chunks_0000/A1_S1.wav": wav()}, "WELL, YES."),
     "peoples_speech": ({"clean/train-00000.parquet": [{"id": "1", "audio": SOUND, "duration_ms": 200, "text": "hm"}]},
                        "hm"),
@@ -240,13 +235,9 @@ def test_the_command_lists_and_writes(tmp_path, capsys):
     assert main(["data", "--task", "asr"]) == 1 and "give --out" in capsys.readouterr().err
 
 
-def test_parquet_files_are_read_where_pyarrow_is(tmp_path, monkeypatch):
-    arrow = pytest.importorskip("pyarrow")
-    monkeypatch.undo()
-    import pyarrow.parquet
-
-    (tmp_path / "data").mkdir()
-    pyarrow.parquet.write_table(arrow.Table.from_pylist(SMALL["globe"][0]["data/train-00000.parquet"]),
-                                tmp_path / "data/train-00000.parquet")
-    sample, = read_corpus("globe", tmp_path)
-    assert sample.meta["text"] == "Hm."
+def test_subsets_with_tables_of_one_name_keep_their_own_pictures(tmp_path):
+    row = SMALL["llava_onevision"][0]["ai2d/train-00000.parquet"][0]
+    put(tmp_path, {f"{colour}/train-00000.parquet": [row | {"image": {"bytes": jpg(colour), "path": "a.jpg"}}]
+                   for colour in ("red", "blue")})
+    blue, red = (load_image_ref(sample.images[0]).getpixel((4, 4)) for sample in read_corpus("llava_onevision", tmp_path))
+    assert red[0] > 200 > red[2] and blue[2] > 200 > blue[0]

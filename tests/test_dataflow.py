@@ -168,13 +168,11 @@ def test_every_sample_comes_once_an_epoch(folder):
 
 def test_workers_change_nothing(folder, monkeypatch):
     alone = stream(sources(folder)).batch(0)
-    monkeypatch.setattr(media, "SMALL", 1)
     monkeypatch.setattr(media, "load_speech_ref", lambda *_: pytest.fail("decoded in this process"))  # not in workers
     assert same(stream(sources(folder, workers=2)).batch(0), alone)
 
 
-def test_a_killed_worker_stops_the_stream_and_no_sample_is_to_blame(folder, monkeypatch):
-    monkeypatch.setattr(media, "SMALL", 1)
+def test_a_killed_worker_stops_the_stream_and_no_sample_is_to_blame(folder):
     log = BrokenLog()
     media._pool(2)[0].submit(os.getpid).result()
     media._pool(2)[0].submit(signal.raise_signal, signal.SIGKILL)
@@ -237,8 +235,19 @@ def test_training_from_shards_resumes_in_mid_epoch_like_an_unbroken_run(tmp_path
     run("stopped", 3)
     resumed = run("stopped")
     assert whole["loss"].tolist() == resumed["loss"].tolist() and len(resumed) == 6
-    assert whole["data_share"].between(0, 1).all()
     assert (whole["tokens"] > 0).all() and whole["efficiency"].between(0.5, 1).all()
+
+
+def test_the_log_tells_how_long_a_step_waited_for_data(tmp_path, monkeypatch):
+    """Rows come a second late; the first step has none that were made ahead."""
+    def first(out: str):
+        return train_stage(toys.preset(), 1, toys.denoiser(), toys.datasets(), tmp_path / out, progress=False).iloc[0]
+
+    quick, real = first("quick"), PackedStream.batch
+    monkeypatch.setattr(PackedStream, "batch", lambda *args: (time.sleep(1), real(*args))[1])
+    slow = first("slow")
+    assert quick["data_seconds"] < 1 <= slow["data_seconds"]
+    assert slow["data_share"] == pytest.approx(slow["data_seconds"] / slow["seconds"])
 
 
 # --- broken samples ---------------------------------------------------------------------------------------------------

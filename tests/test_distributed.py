@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -20,9 +21,11 @@ from members import KINDS, OTHERWISE, STEPS
 
 from omnidiff_lite.artifacts import CLONE
 from omnidiff_lite.backbone import Denoiser
+from omnidiff_lite.chat import build_messages
 from omnidiff_lite.cli import main
 from omnidiff_lite.data.shards import write_index, write_shard
 from omnidiff_lite.evaluation.records import read_records
+from omnidiff_lite.media import Waveform
 from omnidiff_lite.provenance import PACKAGE
 from omnidiff_lite.training.launch import Expected
 from omnidiff_lite.training.log import read_log
@@ -170,6 +173,25 @@ def test_a_vanished_shard_ends_the_run_which_goes_on_once_it_is_back(many, tmp_p
     assert_same(read_log(tmp_path / "run" / "log.csv"), read_log(many / "ddp" / "straight" / "log.csv"))
 
 
+def test_a_killed_worker_ends_the_run_which_goes_on_from_its_checkpoint(tmp_path):
+    """Two processes, each with two workers that decode recordings; of the second process's, one is killed."""
+    (tmp_path / "clips").mkdir()
+    rows = []
+    for number in range(24):
+        Waveform(np.tile(np.float32([(number + 1) / 25, -(number + 1) / 25]), 1600), 16000).save(
+            tmp_path / f"clips/{number}.wav")
+        rows.append({"messages": build_messages("asr", answer=f"a {number}"), "audios": [f"clips/{number}.wav"]})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    together(2, partial(members.from_recordings, tmp_path / "whole", tmp_path / "rows.jsonl"))
+    with pytest.raises(TogetherError, match=r"process 1 of 2: .*DataError: a worker that loads .* was killed .*fewer workers"):
+        together(2, partial(members.from_recordings, tmp_path / "run", tmp_path / "rows.jsonl", kill=True))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000010"]
+    together(2, partial(members.from_recordings, tmp_path / "run", tmp_path / "rows.jsonl"))
+    log, whole = (read_log(tmp_path / name / "log.csv") for name in ("run", "whole"))
+    names = ["step", "tokens", "scored", "efficiency", "loss", "gradient_norm"]
+    pd.testing.assert_frame_equal(log[names], whole[names], check_exact=True)
+
+
 def test_a_damaged_part_is_passed_over_by_all(many, tmp_path):
     """One process alone sees it."""
     shutil.copytree(many / "fsdp2" / "straight", tmp_path / "run")
@@ -198,32 +220,43 @@ def test_an_error_of_one_process_is_told_to_all(tmp_path):
 
 # --- the launch -------------------------------------------------------------------------------------------------------
 
-def launch(out: Path, *expect: str, cpu: str = "true") -> subprocess.CompletedProcess:
-    """The command of the README on two processes, with little to train; results beside `out`."""
+ACCELERATE, TORCHRUN = ["accelerate.commands.launch", "--num_processes", "2"], ["torch.distributed.run", "--nproc_per_node", "2"]
+COMMANDS = {  # the README's, by kind
+    "ddp": [*ACCELERATE, "--config_file", PACKAGE / "configs" / "ddp.yaml"],
+    "fsdp2": [*ACCELERATE, "--config_file", PACKAGE / "configs" / "fsdp2.yaml"],
+    "zero2": [*ACCELERATE, "--config_file", PACKAGE / "configs" / "zero2.yaml"],
+    "torchrun": [*TORCHRUN, "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]}
+
+
+def launch(out: Path, command: str, *expect: str, **environment: str) -> subprocess.CompletedProcess:
+    """One of `COMMANDS` on two processes, with little to train; results beside `out`."""
     results = out.with_name("results")
     (results / "smoke").mkdir(parents=True)
     (results / "smoke" / "checkpoint").symlink_to(CLONE / "results" / "smoke" / "checkpoint")
     quick = ["--set", "training.samples.text_qa=16", "--set", "training.stage1.mix.captioning=0",
              "--set", "training.stage1.mix.t2i=0", "--set", "training.stage1.steps=2", "--set", "evaluation.items=2"]
     return subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", PACKAGE / "configs" / "fsdp2.yaml",
-         "--num_processes", "2", "-m", "omnidiff_lite", "train", "--stage", "1", "--out", out, *quick,
+        [sys.executable, "-m", *COMMANDS[command], "-m", "omnidiff_lite", "train", "--stage", "1", "--out", out, *quick,
          "--expect", *expect], capture_output=True, text=True, timeout=300,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")]),
-                          "OMNIDIFF_RESULTS": str(results), "ACCELERATE_USE_CPU": cpu, "OMP_NUM_THREADS": "1"})
+                          "OMNIDIFF_RESULTS": str(results), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        | environment)
 
 
-def test_accelerate_launch_trains_a_stage_on_two_processes(tmp_path):
-    run = launch(tmp_path / "run", "2", "fsdp2", "cpu")
+@pytest.mark.parametrize("command, kind, environment", [
+    ("ddp", "ddp", {}), ("fsdp2", "fsdp2", {}), ("zero2", "zero2", {}),
+    ("torchrun", "fsdp2", {"ACCELERATE_USE_FSDP": "true"})])
+def test_a_launcher_trains_a_stage_on_two_processes(tmp_path, command, kind, environment):
+    run = launch(tmp_path / "run", command, "2", kind, "cpu", **environment)
     assert run.returncode == 0, run.stderr[-2000:]
     assert run.stdout.count("stage 1: last loss") == 1
-    assert (tmp_path / "run" / "checkpoints" / "step-00000002" / "optimizer").is_dir()
+    assert (tmp_path / "run" / "checkpoints" / "step-00000002" / "optimizer").is_dir() == (kind != "ddp")
     assert (tmp_path / "run" / "validation.csv").exists() and Denoiser.from_pretrained(tmp_path / "run" / "denoiser")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here the launcher finds what it looks for")
 def test_processes_that_would_train_alone_are_stopped(tmp_path):
-    run = launch(tmp_path / "run", "2", "fsdp2", cpu="false")
+    run = launch(tmp_path / "run", "fsdp2", "2", "fsdp2", ACCELERATE_USE_CPU="false")
     assert run.returncode != 0 and not (tmp_path / "run").exists()
     assert "they found no GPU and would each work alone" in run.stderr and "ACCELERATE_USE_CPU=true" in run.stderr
 

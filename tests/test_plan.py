@@ -257,12 +257,14 @@ def test_the_scaling_curve_counts_what_each_way_trained(tmp_path, monkeypatch):
     from omnidiff_lite.plan import scaling
 
     speeds = {1: [9.0, 9.0, 100.0, 100.0], 2: [9.0, 9.0, 150.0, 150.0]}
+    losses = {1: [4.0, 3.0, 2.0, 1.0], 2: [4.0, 3.0, 2.1, 1.0]}
     calls = []
 
     def run(processes, function):
         calls.append(processes)
         tmp_path.joinpath("runs").mkdir()
-        pd.DataFrame({"tokens_per_second": speeds[processes]}).to_csv(tmp_path / "runs" / "log.csv", index=False)
+        pd.DataFrame({"tokens_per_second": speeds[processes], "loss": losses[processes]}).to_csv(
+            tmp_path / "runs" / "log.csv", index=False)
 
     monkeypatch.setattr(scaling, "together", run)
     records = scaling.measure_scaling(load_preset("smoke"), tmp_path / "runs", steps=2, rounds=2)
@@ -270,6 +272,9 @@ def test_the_scaling_curve_counts_what_each_way_trained(tmp_path, monkeypatch):
     table = {(r.row, r.column): r for r in records}
     assert table["1 x single", "tokens_per_second"].value == 100 and table["1 x single", "tokens_per_second"].n == 4
     assert table["2 x ddp", "speedup"].value == 1.5 and table["2 x fsdp2", "speedup"].n == 2
+    assert table["1 x single", "loss_difference"].value == 0
+    assert table["2 x ddp", "loss_difference"].value == pytest.approx(0.05) and "0.05" in scaling.scaling_table(
+        records).loc["2 x ddp", "loss_difference"]
     once = scaling.measure_scaling(load_preset("smoke"), tmp_path / "runs", steps=2, rounds=1)
     assert {r.reason for r in once if r.column == "speedup"} == {"one round has no spread"}
     assert scaling.scaling_table(once).loc["2 x ddp", "speedup"] == "one round has no spread"

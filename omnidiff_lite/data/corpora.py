@@ -44,6 +44,7 @@ class Corpus:
     shape: str = ""
     fields: dict[str, str] = field(default_factory=dict)
     punctuation: dict[str, str] = field(default_factory=dict)  # words of a transcript that stand for a mark
+    wordless: tuple[str, ...] = ()  # transcripts of recordings in which nobody speaks, which are left out
 
 
 @lru_cache(maxsize=1)
@@ -85,7 +86,9 @@ def _samples(corpus: Corpus, directory: Path, media: Path, log: BrokenLog | None
         try:
             if isinstance(row, DataError):
                 raise row
-            yield row if shape is None else shape(row, Source(corpus, directory, media, place))
+            source = Source(corpus, directory, media, place)
+            if not (corpus.wordless and source.value(row, "text") in corpus.wordless):
+                yield row if shape is None else shape(row, source)
         except GoneError:
             raise
         except DataError as error:

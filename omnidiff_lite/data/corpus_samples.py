@@ -81,12 +81,16 @@ class Source:
         return os.path.abspath(found / rest)
 
     def _unpacked(self, medium: dict[str, Any]) -> str:
-        """The file with the bytes of a medium; one of another size is what a killed run left."""
+        """The file with the bytes of a medium, whole or not there; named by its table and row, as subsets of a corpus
+        have tables of the same name."""
         suffix = Path(medium.get("path") or "").suffix
-        path = self.media / self.place.path.stem / f"{self.place.number:06d}{suffix}"
+        table = self.place.path.relative_to(self.directory).with_suffix("")
+        path = self.media / table / f"{self.place.number:06d}{suffix}"
         if not path.is_file() or path.stat().st_size != len(medium["bytes"]):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(medium["bytes"])
+            partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+            partial.write_bytes(medium["bytes"])
+            os.replace(partial, path)
         return os.path.abspath(path)
 
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from omnidiff_lite.chat import AUDIO, IMAGE, ChatEncoder, ChatError, Sample, SpeechTokens
 from omnidiff_lite.config import Preset, WorldConfig, to_dict
-from omnidiff_lite.data.media import Kind, load_many
+from omnidiff_lite.data.media import SMALL, Kind, load_many
 from omnidiff_lite.media import MediaError, Waveform
 from omnidiff_lite.provenance import source_hash
 from omnidiff_lite.tokenizers.image import prepare
@@ -61,21 +61,22 @@ Encoded = Union[list[int], np.ndarray]  # image or speech codes | frames [k, dim
 
 def encode_samples(samples: Sequence[Sample], tokenizers: Tokenizers, image_sizes: tuple[int, int],
                    root: str | Path | None = None, cache_dir: str | Path | None = None, workers: int = 0,
-                   draw_size: int | None = None, progress: bool = False, speech_input: str = "continuous"
-                   ) -> list[EncodedSample]:
+                   draw_size: int | None = None, progress: bool = False, speech_input: str = "continuous",
+                   small: int = SMALL) -> list[EncodedSample]:
     """Load and tokenize the media of samples, then their messages.
 
     `image_sizes`: pixels of a picture in a user turn, and in any other (dataset_qwen2.py:748-777: 512 and 256).
     Speech in an assistant turn becomes codes, in any other frames, or codes with `speech_input` "discrete". `root`:
-    where relative paths begin. `cache_dir`: keeps what was drawn and spoken. `workers`: processes that do it.
-    `draw_size`: pixels of a drawn picture.
+    where relative paths begin. `cache_dir`: keeps what was drawn and spoken. `workers`: processes that do it,
+    for sets of at least `small`. `draw_size`: pixels of a drawn picture.
     Raises `EncodingError` naming the first sample that fails.
     """
     uses = []
     for number, sample in enumerate(samples):
         with _naming(number, sample):
             uses.append(uses_of(sample, image_sizes, speech_input))
-    encoded = _encode_media(uses, tokenizers, progress, root=root, workers=workers, cache_dir=cache_dir, size=draw_size)
+    encoded = _encode_media(uses, tokenizers, progress, root=root, workers=workers, cache_dir=cache_dir, size=draw_size,
+                            small=small)
     chat, dim = ChatEncoder(tokenizers.vocabulary, tokenizers.text), tokenizers.speech_encoder.config.dim
     result = []
     for number, sample in enumerate(samples):

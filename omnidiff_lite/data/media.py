@@ -11,6 +11,7 @@ import ctypes
 import hashlib
 import io
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import warnings
@@ -33,7 +34,7 @@ from omnidiff_lite.world import recipes, voices
 
 PICTURE_RECIPES, SPEECH_RECIPE = (recipes.SCENE, recipes.CHART), voices.PREFIX
 RECIPE_SIZE = 256  # pixels of a drawn picture where no size is asked for
-SMALL = 64  # sets below this are loaded in this process
+SMALL = 64  # sets below this are loaded in this process, unless told otherwise: workers take a second to begin
 SOURCES = ("media.py", "data/media.py", "world/*.py")
 
 Kind = Literal["image", "speech"]
@@ -87,18 +88,19 @@ def load_ref(ref: str, root: str | Path | None = None, size: int | None = None, 
 
 
 def load_many(refs: Sequence[str], root: str | Path | None = None, workers: int = 0,
-              cache_dir: str | Path | None = None, size: int | None = None, kind: Kind | None = None) -> list[Media]:
+              cache_dir: str | Path | None = None, size: int | None = None, kind: Kind | None = None, small: int = SMALL
+              ) -> list[Media]:
     """What `load_ref` gives, for many references (of one `kind`, unless they are recipes), in their order.
 
-    `workers`: processes that share the work (0 or a small set: none). `cache_dir`: recipes are read back from there
+    `workers`: processes that share the work (0, or fewer than `small` references: none). `cache_dir`: recipes are read back from there
     where the same set was made before, by the same source code. Raises `MediaError` naming the first bad reference, and
     `DataError`, which is about none of them, where a worker was killed.
     """
     distinct = list(dict.fromkeys(refs))
     made = [ref for ref in distinct if is_recipe(ref)]
-    found = _cached(made, workers, Path(cache_dir), size, kind) if cache_dir and made else {}
+    found = _cached(made, workers, Path(cache_dir), size, kind, small) if cache_dir and made else {}
     rest = [ref for ref in distinct if ref not in found]
-    found |= zip(rest, _load(rest, root, workers, size, kind))
+    found |= zip(rest, _load(rest, root, workers, size, kind, small))
     return [found[ref] for ref in refs]
 
 
@@ -125,10 +127,10 @@ def _path(ref: str, root: str | Path | None) -> str:
 
 # --- many references --------------------------------------------------------------------------------------------------
 
-def _load(refs: Sequence[str], root: str | Path | None, workers: int, size: int | None, kind: Kind | None
-          ) -> list[Media]:
+def _load(refs: Sequence[str], root: str | Path | None, workers: int, size: int | None, kind: Kind | None,
+          small: int) -> list[Media]:
     load = partial(load_ref, root=root, size=size, kind=kind)
-    if workers > 1 and len(refs) >= SMALL:
+    if workers > 1 and len(refs) >= small:
         pool, begun = _pool(workers)
         try:
             return list(pool.map(load, refs, chunksize=max(1, min(32, len(refs) // (4 * workers)))))
@@ -148,7 +150,10 @@ def _pool(workers: int) -> tuple[ProcessPoolExecutor, ctypes.c_byte]:
     since forking a threaded torch is unsafe."""
     context = multiprocessing.get_context("spawn")
     begun = context.RawValue(ctypes.c_byte, 0)  # without a lock, which a killed process would keep
-    return ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(begun,)), begun
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(begun,))
+    # A spawned process would wait for its own for ever. First of all: 10 and less end the queue that tells them.
+    multiprocessing.util.Finalize(None, pool.shutdown, exitpriority=100)
+    return pool, begun
 
 
 def _begin(begun: ctypes.c_byte) -> None:
@@ -159,11 +164,11 @@ def _begin(begun: ctypes.c_byte) -> None:
 
 # --- the cache --------------------------------------------------------------------------------------------------------
 
-def _cached(refs: Sequence[str], workers: int, directory: Path, size: int | None, kind: Kind | None
-            ) -> dict[str, Media]:
+def _cached(refs: Sequence[str], workers: int, directory: Path, size: int | None, kind: Kind | None,
+            small: int) -> dict[str, Media]:
     path = directory / "media" / f"{_key(refs, size)}.zip"
     if not path.exists():
-        made = _load(refs, None, workers, size, kind)
+        made = _load(refs, None, workers, size, kind, small)
         _write(path, made)
         return dict(zip(refs, made))
     with zipfile.ZipFile(path) as archive:

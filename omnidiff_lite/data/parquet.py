@@ -1,4 +1,4 @@
-"""Rows of parquet files. Reading them needs pyarrow, which nothing else in the kit does: it is no requirement of it."""
+"""Rows of parquet files. Reading them needs pyarrow, which nothing else in the kit does: an extra of the package."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Encoder:
             return []
         try:
             return list(encode_samples(samples, self.tokenizers, self.image_sizes, workers=self.workers,
-                                       speech_input=self.speech_input))
+                                       speech_input=self.speech_input, small=2))  # few a step, but every step
         except EncodingError as error:
             if len(samples) == 1:
                 return [str(error).removeprefix("sample 0: ")]

@@ -25,7 +25,7 @@ from omnidiff_lite.backbone import Denoiser
 from omnidiff_lite.config import Preset
 from omnidiff_lite.data.encode import EncodedSample
 from omnidiff_lite.evaluation.records import Record, measured, missing, with_provenance
-from omnidiff_lite.evaluation.statistics import median_interval, seed_interval
+from omnidiff_lite.evaluation.statistics import Estimate, median_interval, seed_interval
 from omnidiff_lite.plan.parts import denoiser_config
 from omnidiff_lite.provenance import provenance
 from omnidiff_lite.training.launch import Expected
@@ -42,39 +42,43 @@ def measure_scaling(preset: Preset, folder: str | Path, ways: Sequence[Expected]
                     rounds: int = 2, seed: int = 0) -> list[Record]:
     """Train stage 1 for a few steps in each of `ways` (the first: one process), `rounds` times over, on the CPU.
 
-    Row "<processes> x <kind>", columns `tokens_per_second` (median over steps of all rounds) and `speedup` over the
-    first way, round by round (mean; its interval wants two rounds). `folder` is for the runs, and empty afterwards.
+    Row "<processes> x <kind>", columns `tokens_per_second` (median over steps of all rounds), `speedup` over the first
+    way, round by round (mean; its interval wants two rounds), and `loss_difference`: the most that a step's loss
+    differed from the first way's, as a share of it. `folder` is for the runs, and empty afterwards.
     """
     started, folder = time.time(), Path(folder)
-    speeds: dict[Expected, list[np.ndarray]] = {way: [] for way in ways}
+    logs: dict[Expected, list[pd.DataFrame]] = {way: [] for way in ways}
     for _ in range(rounds):
         for way in ways:
             shutil.rmtree(folder, ignore_errors=True)
             together(way.processes or 1, partial(_train, _short(preset, steps + WARM_UP), folder, way, seed))
-            speeds[way].append(read_log(folder / "log.csv")["tokens_per_second"].to_numpy()[WARM_UP:])
+            logs[way].append(read_log(folder / "log.csv"))
     shutil.rmtree(folder, ignore_errors=True)
-    alone = [np.median(run) for run in speeds[ways[0]]]
-    records = [record for way in ways for record in _records(way, speeds[way], alone, seed)]
+    records = [record for way in ways for record in _records(way, logs[way], logs[ways[0]], seed)]
     return with_provenance(records, provenance(preset, seed, started, steps=steps, rounds=rounds,
                                                rows=preset.training.stage1.rows, length=preset.training.length))
 
 
 def scaling_table(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a way: both figures, each with its interval and n."""
+    """One row a way: its figures, each with its interval and n."""
     rows: dict[str, dict[str, object]] = {}
     for record in records:
         bounds = "" if record.low is None else f" [{record.low:.4g}, {record.high:.4g}], n = {record.n}"
-        rows.setdefault(record.row, {})[record.column] = record.reason or f"{record.value:.4g}{bounds}"
+        rows.setdefault(record.row, {})[record.column] = f"{record.value:.4g}{bounds}" if record.value is not None else record.reason
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _records(way: Expected, runs: Sequence[np.ndarray], alone: Sequence[float], seed: int) -> list[Record]:
+def _records(way: Expected, runs: Sequence[pd.DataFrame], alone: Sequence[pd.DataFrame], seed: int) -> list[Record]:
     row = f"{way.processes} x {way.kind}"
-    speed = measured(TABLE, row, seed, {"tokens_per_second": median_interval(np.concatenate(runs))})
+    speeds, bases = ([run["tokens_per_second"].to_numpy()[WARM_UP:] for run in of] for of in (runs, alone))
+    differences = np.concatenate([(run["loss"] / base["loss"] - 1).abs() for run, base in zip(runs, alone)])
+    records = measured(TABLE, row, seed, {
+        "tokens_per_second": median_interval(np.concatenate(speeds)),
+        "loss_difference": Estimate(float(differences.max()), None, None, len(differences), "the most of all steps")})
     if len(runs) < 2:
-        return speed + [missing(TABLE, row, "speedup", "one round has no spread")]
-    ratios = [np.median(run) / base for run, base in zip(runs, alone)]
-    return speed + measured(TABLE, row, seed, {"speedup": seed_interval(ratios)})
+        return records + [missing(TABLE, row, "speedup", "one round has no spread")]
+    ratios = [np.median(speed) / np.median(base) for speed, base in zip(speeds, bases)]
+    return records + measured(TABLE, row, seed, {"speedup": seed_interval(ratios)})
 
 
 def _short(preset: Preset, steps: int) -> Preset:
