@@ -27,7 +27,8 @@ from omnidiff_lite import plots
 from omnidiff_lite.ablation import runner, training
 from omnidiff_lite.ablation.differences import Difference, difference_table, differences
 from omnidiff_lite.ablation.measures import COLUMNS, check_metric, column_sums
-from omnidiff_lite.ablation.results import effects, finished_studies, grid_frame, study_figure, study_records, summary
+from omnidiff_lite.ablation.results import (INTERACTION, effects, finished_studies, grid_frame, study_figure,
+                                            study_records, summary)
 from omnidiff_lite.ablation.runner import Cell, Outcome, checked, run_study
 from omnidiff_lite.ablation.standing import ANOTHER, HERE, UNKNOWN, checkpoint_of, system_of
 from omnidiff_lite.ablation.study import Budget, adjusted, read_study, shipped_studies
@@ -250,11 +251,10 @@ def test_trained_effects_are_paired_by_seed():
 GRID = DECODING | {"variants": {}, "grid": {"steps": [4, 2], "temperature": [0.0, 0.5, 1.0]}, "metrics": ["passes"]}
 
 
-def grid_outcome() -> Outcome:
-    """Passes = steps + 10 x temperature."""
+def grid_outcome(passes=lambda steps, temperature: steps + 10 * temperature) -> Outcome:
     study, values = read_study(yaml.safe_dump(GRID)), {}
     for variant in study.rows:
-        number = variant.settings["steps"] + 10 * variant.settings["temperature"]
+        number = passes(variant.settings["steps"], variant.settings["temperature"])
         values[variant.name, 0] = {"passes": sums(np.array([number - 1, number + 1]))}
     return outcome(GRID, values)
 
@@ -273,6 +273,22 @@ def test_a_grid_becomes_a_heat_map_and_its_columns_effects(tmp_path):
     assert lines["base"].tolist() == ["steps 4, temperature 0.0: 4", "steps 4, temperature 0.5: 9",
                                       "steps 4, temperature 1.0: 14.0"]
     assert set(lines["minutes"]) == {0.6} and lines["effect [95 %]"].str.startswith("-2").all()
+
+
+def test_an_interaction_is_what_two_changes_add_to_the_sum_of_each():
+    """At 2 steps instead of 4, and temperatures 0.5 and 1 instead of 0; items spread the bootstrap of the last."""
+    added, multiplied = (with_provenance(study_records(found), found.origin) for found in
+                         (grid_outcome(), grid_outcome(lambda steps, temperature: steps * (1 + temperature))))
+    assert effects(added, kind=INTERACTION)["value"].tolist() == [0, 0]
+    assert effects(multiplied, kind=INTERACTION)["value"].tolist() == [-1, -2]
+    rng, names = np.random.default_rng(0), read_study(yaml.safe_dump(GRID)).rows
+    noisy = {(variant.name, 0): {"passes": sums(rng.normal(4, 1, 40))} for variant in names}
+    four = [np.array(noisy[names[n].name, 0]["passes"])[:, 0] for n in range(4)]
+    cells = cells_of(study_records(outcome(GRID, noisy)))
+    found = cells[names[3].name, "passes_interaction"]
+    assert found.value == pytest.approx((four[3] - four[2] - four[1] + four[0]).mean()) and found.n == 40
+    error = (four[3] - four[2] - four[1] + four[0]).std() / 40**0.5
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.15)
 
 
 def test_a_heat_map_of_small_numbers_shows_their_digits():

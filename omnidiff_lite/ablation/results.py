@@ -1,7 +1,8 @@
 """A study's records, and the ways to look at them: effects with intervals, a heat map, one line a study.
 
 `ablation_<name>` has a row a variant, and two columns a metric: the value, and `<metric>_minus_base`, its difference to
-the row that it is compared with. Of answers decoded by one checkpoint the interval is a paired bootstrap over items
+the row that it is compared with. A grid has a third, `<metric>_interaction`: how much that difference itself differs
+from the one at the first value of the second key. Of answers decoded by one checkpoint the interval is a paired bootstrap over items
 (several seeds' answers to an item drawn together); of trained models Student's over seeds, paired by seed.
 """
 
@@ -22,19 +23,21 @@ from omnidiff_lite.ablation.runner import Cell, Outcome
 from omnidiff_lite.ablation.standing import checkpoint_of
 from omnidiff_lite.ablation.study import Study, Variant
 from omnidiff_lite.evaluation.records import Record, measured, read_records
-from omnidiff_lite.evaluation.statistics import (Estimate, mean_interval, paired_difference, ratio_interval,
-                                                 seed_interval)
+from omnidiff_lite.evaluation.statistics import (Estimate, bootstrap_interval, mean_interval, paired_difference, ratio,
+                                                 ratio_interval, seed_interval)
 from omnidiff_lite.evaluation.tables import column_label
 from omnidiff_lite.strict import from_dict
 
 PREFIX = "ablation_"
 MINUS = "_minus_base"
+INTERACTION = "_interaction"
 ONE_SEED = "no interval: one seed"
 
 
 def study_records(outcome: Outcome, samples: int = 1000) -> list[Record]:
-    """Two records for each variant and metric (the base: one). `samples`: draws of the bootstrap."""
+    """The records of each variant and metric. `samples`: draws of the bootstrap."""
     study, by_row = outcome.study, {}
+    corners = _corners(study) if study.grid else {}
     for cell in outcome.cells:
         by_row.setdefault(cell.variant, []).append(cell)
     records: list[Record] = []
@@ -45,6 +48,9 @@ def study_records(outcome: Outcome, samples: int = 1000) -> list[Record]:
             estimates[metric] = value(own, metric, samples)
             if other:
                 estimates[metric + MINUS] = difference(own, other, metric, samples)
+            if variant.name in corners:
+                others = [by_row[name] for name in corners[variant.name]]
+                estimates[metric + INTERACTION] = interaction([own, *others], metric, samples)
         records += [replace(record, seeds=tuple(cell.seed for cell in own))
                     for record in measured(PREFIX + study.name, variant.name, own[0].seed, estimates)]
     return records
@@ -75,6 +81,27 @@ def difference(cells: Sequence[Cell], base: Sequence[Cell], metric: str, samples
     else:
         found = paired_difference(a[:, 0], b[:, 0], a[:, 1], b[:, 1], **how)
     return replace(found, n=len(set(items)))
+
+
+def interaction(quartet: Sequence[Sequence[Cell]], metric: str, samples: int = 1000) -> Estimate:
+    """What two changes together add to the sum of what each does: both, the first alone, the second alone, none."""
+    signs = (1, -1, -1, 1)
+    if not _decoded(quartet[0], metric):
+        return _over_seeds([sum(sign * cell.values[metric] for sign, cell in zip(signs, cells))
+                            for cells in zip(*quartet, strict=True)])
+    pooled = [_pooled(cells, metric) for cells in quartet]
+    found = bootstrap_interval(
+        np.hstack([rows for rows, _ in pooled]), groups=pooled[0][1], samples=samples,
+        statistic=lambda sums: sum(sign * ratio(sums[..., 2 * k:2 * k + 2]) for k, sign in enumerate(signs)))
+    return replace(found, n=len(set(pooled[0][1])))
+
+
+def _corners(study: Study) -> dict[str, tuple[str, str, str]]:
+    """Of each combination of a grid whose keys both differ from their first values: the first key's change alone, the
+    second's alone, neither."""
+    first, second = map(len, study.grid.values())
+    names = np.array([variant.name for variant in study.rows]).reshape(second, first)
+    return {names[b, a]: (names[0, a], names[b, 0], names[0, 0]) for b in range(1, second) for a in range(1, first)}
 
 
 def _decoded(cells: Sequence[Cell], metric: str) -> bool:
@@ -111,9 +138,10 @@ def study_of(records: Sequence[Record]) -> Study:
     return from_dict(Study, tree | {"budget": budget})
 
 
-def effects(records: Sequence[Record], metric: str | None = None) -> pd.DataFrame:
-    """Columns label, value, low, high: each variant's difference to its base in one metric (default: the first)."""
-    column = (metric or study_of(records).metrics[0]) + MINUS
+def effects(records: Sequence[Record], metric: str | None = None, kind: str = MINUS) -> pd.DataFrame:
+    """Columns label, value, low, high: each variant's difference to its base in one metric (default: the first), or
+    with `INTERACTION` for `kind` the interactions of a grid."""
+    column = (metric or study_of(records).metrics[0]) + kind
     return pd.DataFrame([{"label": r.row, "value": r.value, "low": r.low, "high": r.high}
                          for r in records if r.column == column], columns=["label", "value", "low", "high"])
 
