@@ -93,14 +93,16 @@ class Artifacts:
         return self._made(self.dir / "notebooks")
 
     def require(self, path: Path, made_by: str) -> Path:
-        """`path`, if it is there. Raises `MissingArtifact` naming the notebook that makes it; at full size, where none
-        does, the command."""
+        """`path`, if it is there. Raises `MissingArtifact` naming the notebook that makes it; for weights at full size,
+        which none makes, the command."""
         if path.exists():
             return path
         short = path.relative_to(self.root.parent) if path.is_relative_to(self.root.parent) else path
-        if self.preset == "full":
-            raise MissingArtifact(f"{short} is missing: at full size a system comes from released files: omnidiff convert "
-                                  f"--system released/ --out {self.checkpoint}; a stage from the one before: --init")
+        weights = {self.checkpoint, self.tokenizers, *(self.stage(n) / "denoiser" for n in (1, 2, 3))}
+        if self.preset == "full" and path in weights:
+            raise MissingArtifact(f"{short} is missing: at full size a system comes from released files (omnidiff "
+                                  f"convert --system released/ --out {self.checkpoint}), and a stage from the one "
+                                  "before (--init DENOISER)")
         size = "" if self.preset == "smoke" else f" PRESET={self.preset}"
         raise MissingArtifact(f"{short} is missing: run notebook {made_by} first (omnidiff reproduce --preset "
                               f"{self.preset} --only {made_by[:2]}), or all: make reproduce{size}")

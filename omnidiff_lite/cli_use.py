@@ -79,8 +79,8 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
                         "speech_tokenizer or speech_decoder")
     parser.add_argument("--system", help="all parts at once: a system.yaml, or a directory with them side by side")
     parser.add_argument("--checkpoint", help="one checkpoint of a training run, sharded or not, to make a denoiser of")
-    parser.add_argument("--language-model", help="a Dream or Qwen2 checkpoint, to be grown to the whole id space: where "
-                        "stage 1 starts at full size")
+    parser.add_argument("--language-model", help="a Dream or Qwen2 checkpoint, to be grown to the whole id space: "
+                        "where stage 1 starts at full size")
     parser.add_argument("--dtype", help="of the written weights: float32, bfloat16 or float16 (default: the denoiser's "
                         "as stored, the others' float32)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")

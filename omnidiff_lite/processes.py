@@ -81,18 +81,21 @@ def _told(files: Sequence[str]) -> dict[int, str]:
     """The last line of what each process raised, by rank, where it left it."""
     told = {}
     for rank, path in enumerate(files):
-        with contextlib.suppress(OSError, EOFError):
+        with contextlib.suppress(OSError, EOFError, pickle.UnpicklingError):  # or half of it
             told[rank] = pickle.loads(Path(path).read_bytes()).strip().splitlines()[-1]
     return told
 
 
 def _why(error: ProcessExitedException | ProcessRaisedException, exits: Sequence[int | None], told: dict[int, str]
          ) -> str:
-    """A process that was killed comes first, then one with an error of its own: the others only miss them."""
-    killed = [rank for rank, code in enumerate(exits) if code == -signal.SIGKILL]
-    if killed:
-        return (f"process {killed[0]} of {len(exits)} was killed (SIGKILL; often because memory ran out); the same "
-                "call goes on from the last checkpoint")
+    """A process that a signal ended comes first, then one with an error of its own: the others only miss them, and are
+    terminated."""
+    felled = [(rank, -code) for rank, code in enumerate(exits) if code and code < 0 and code != -signal.SIGTERM]
+    if felled:
+        rank, number = felled[0]
+        often = "; often because memory ran out" if number == signal.SIGKILL else ""
+        return (f"process {rank} of {len(exits)} was killed ({signal.Signals(number).name}{often}); the same call goes "
+                "on from the last checkpoint")
     own = {rank: text for rank, text in told.items() if not _LOST.search(text)}
     rank, text = next(iter((own or told).items()), (error.error_index, str(error).strip().splitlines()[-1]))
     return f"process {rank} of {len(exits)}: {text}"

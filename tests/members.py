@@ -49,7 +49,7 @@ def as_kind(kind: str) -> None:
 
 def many(out: Path) -> None:
     """Every kind: a straight run, one with a stop between, one that goes on from one process; and how else to step."""
-    for kind in KINDS:
+    for kind in reversed(KINDS):  # ddp is the last
         as_kind(kind)
         device = Expected(2, kind, "cpu")
         train(out / kind / "straight", expected=device)
@@ -57,6 +57,8 @@ def many(out: Path) -> None:
             train(out / kind / "parts", stop=stop)
         train(out / kind / "from one")
         train(out / kind / "to one", stop=20)
+    for stop in (5, 10):
+        train(out / "otherwise" / "muon, ddp", settings=OTHERWISE["muon"], stop=stop)
     as_kind("fsdp2")
     for name, settings in OTHERWISE.items():
         train(out / "otherwise" / name, settings=settings, stop=10)

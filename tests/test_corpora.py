@@ -239,5 +239,6 @@ def test_subsets_with_tables_of_one_name_keep_their_own_pictures(tmp_path):
     row = SMALL["llava_onevision"][0]["ai2d/train-00000.parquet"][0]
     put(tmp_path, {f"{colour}/train-00000.parquet": [row | {"image": {"bytes": jpg(colour), "path": "a.jpg"}}]
                    for colour in ("red", "blue")})
-    blue, red = (load_image_ref(sample.images[0]).getpixel((4, 4)) for sample in read_corpus("llava_onevision", tmp_path))
+    blue, red = (load_image_ref(sample.images[0]).getpixel((4, 4))
+                 for sample in read_corpus("llava_onevision", tmp_path))
     assert red[0] > 200 > red[2] and blue[2] > 200 > blue[0]

@@ -240,14 +240,10 @@ def test_training_from_shards_resumes_in_mid_epoch_like_an_unbroken_run(tmp_path
 
 def test_the_log_tells_how_long_a_step_waited_for_data(tmp_path, monkeypatch):
     """Rows come a second late; the first step has none that were made ahead."""
-    def first(out: str):
-        return train_stage(toys.preset(), 1, toys.denoiser(), toys.datasets(), tmp_path / out, progress=False).iloc[0]
-
-    quick, real = first("quick"), PackedStream.batch
+    real = PackedStream.batch
     monkeypatch.setattr(PackedStream, "batch", lambda *args: (time.sleep(1), real(*args))[1])
-    slow = first("slow")
-    assert quick["data_seconds"] < 1 <= slow["data_seconds"]
-    assert slow["data_share"] == pytest.approx(slow["data_seconds"] / slow["seconds"])
+    log = train_stage(toys.preset(), 1, toys.denoiser(), toys.datasets(), tmp_path, progress=False).iloc[0]
+    assert log["data_seconds"] >= 1 and log["data_share"] == pytest.approx(log["data_seconds"] / log["seconds"])
 
 
 # --- broken samples ---------------------------------------------------------------------------------------------------

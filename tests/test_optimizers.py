@@ -1,5 +1,5 @@
 """Muon takes the matrices inside a network, AdamW the rest; both train. Muon's updates are torch's, and however many
-processes share the work, the same."""
+processes share them, the same."""
 
 from functools import partial
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from omnidiff_lite.config import Budget
 from omnidiff_lite.processes import together
+from omnidiff_lite.training import muon
 from omnidiff_lite.training.fit import fit
 from omnidiff_lite.training.muon import Muon, orthogonal
 from omnidiff_lite.training.optimizers import make_optimizers
@@ -91,8 +92,19 @@ def step_and_save(out):
     torch.save(stepped(Muon(matrices(), 0.02)), out / f"{rank}.pt")
 
 
-def test_processes_that_share_the_updates_change_no_bit(tmp_path):
+def test_processes_that_share_the_updates_make_the_same(tmp_path):
     together(2, partial(step_and_save, tmp_path))
-    expected = stepped(Muon(matrices(), 0.02))
-    for rank in (0, 1):
-        assert all(map(torch.equal, torch.load(tmp_path / f"{rank}.pt"), expected))
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert all(map(torch.equal, first, second))
+    for shared, alone, old in zip(first, stepped(Muon(matrices(), 0.02)), matrices(), strict=True):
+        assert (shared - alone).norm() < 0.01 * (alone - old).norm()
+
+
+def test_large_matrices_are_updated_one_by_one(monkeypatch):
+    together_, alone = stepped(Muon(matrices(), 0.02)), Muon(matrices(), 0.02)
+    monkeypatch.setattr(muon, "AT_ONCE", 1)
+    sizes, real = [], muon.orthogonal
+    monkeypatch.setattr(muon, "orthogonal", lambda stack: (sizes.append(len(stack)), real(stack))[1])
+    for one, all_ in zip(stepped(alone), together_, strict=True):
+        torch.testing.assert_close(one, all_, rtol=0, atol=1e-3)
+    assert set(sizes) == {1}

@@ -1,6 +1,8 @@
 """Processes side by side: what comes back, how many start, and that none outlives its owner."""
 
 import os
+import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -10,8 +12,9 @@ import time
 import psutil
 import pytest
 import torch
+from torch.multiprocessing import ProcessRaisedException
 
-from omnidiff_lite.processes import side_by_side, threads, usable
+from omnidiff_lite.processes import _told, _why, side_by_side, threads, usable
 
 
 def test_a_pool_gives_back_what_a_function_returns_and_raises_what_it_raises():
@@ -28,6 +31,26 @@ def test_no_more_processes_than_cores_and_none_within_a_launcher(monkeypatch):
     assert [usable(n) for n in (1, 2, 8)] == [1, 2, 2]
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert usable(2) == 1
+
+
+def raised(rank: int) -> ProcessRaisedException:
+    return ProcessRaisedException(f"\n\nTraceback ...\nValueError: of process {rank}", rank, 1)
+
+
+@pytest.mark.parametrize("exits, told, said", [
+    ([1, -signal.SIGKILL], {0: "RuntimeError: Connection closed by peer"}, r"process 1 of 2 was killed \(SIGKILL; often"),
+    ([1, -signal.SIGSEGV], {0: "RuntimeError: Connection closed by peer"}, r"process 1 of 2 was killed \(SIGSEGV\);"),
+    ([1, 1], {0: "RuntimeError: Connection closed by peer", 1: "DataError: a"}, "process 1 of 2: DataError: a$"),
+    ([1, -signal.SIGTERM], {0: "DataError: b"}, "process 0 of 2: DataError: b$"),
+    ([1, -signal.SIGTERM], {}, "process 0 of 2: ValueError: of process 0$")])
+def test_of_several_processes_the_one_that_failed_first_is_named(exits, told, said):
+    assert re.match(said, _why(raised(0), exits, told))
+
+
+def test_half_a_message_says_nothing(tmp_path):
+    (tmp_path / "half").write_bytes(pickle.dumps("Traceback\nValueError: no")[:9])
+    (tmp_path / "whole").write_bytes(pickle.dumps("Traceback\nValueError: no\n"))
+    assert _told([tmp_path / name for name in ("half", "gone", "whole")]) == {2: "ValueError: no"}
 
 
 def test_threads_are_given_back():

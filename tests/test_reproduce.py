@@ -153,8 +153,10 @@ def test_a_failed_notebook_stops_the_road_and_the_next_call_resumes_there(two_no
 def test_a_missing_input_names_the_notebook_that_makes_it_or_at_full_size_the_command(two_notebooks, tmp_path):
     run, *_ = two_notebooks
     full = Artifacts.of("full", tmp_path)
-    with pytest.raises(MissingArtifact, match="full/checkpoint is missing: .*omnidiff convert --system released/ --out "):
+    with pytest.raises(MissingArtifact, match="full/checkpoint is missing: .*omnidiff convert --system released/ --out"):
         full.require(full.checkpoint, "05_any")
+    with pytest.raises(MissingArtifact, match="full/metrics/a.json is missing: run notebook 07"):
+        full.require(full.metrics / "a.json", "07_any")
     with pytest.raises(MissingArtifact, match="run notebook 01_make first.*make reproduce"):
         run(only=["02"])
 

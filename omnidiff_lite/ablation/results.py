@@ -1,9 +1,10 @@
 """A study's records, and the ways to look at them: effects with intervals, a heat map, one line a study.
 
-`ablation_<name>` has a row a variant, and two columns a metric: the value, and `<metric>_minus_base`, its difference to
-the row that it is compared with. A grid has a third, `<metric>_interaction`: how much that difference itself differs
-from the one at the first value of the second key. Of answers decoded by one checkpoint the interval is a paired bootstrap over items
-(several seeds' answers to an item drawn together); of trained models Student's over seeds, paired by seed.
+`ablation_<name>` has a row a variant, and two columns a metric: the value, and `<metric>_minus_base`, its difference
+to the row that it is compared with. A grid has a third, `<metric>_interaction`: how much that difference itself differs
+from the one at the first value of the second key. Of answers decoded by one checkpoint the interval is a paired
+bootstrap over items (several seeds' answers to an item drawn together); of trained models Student's over seeds, paired
+by seed.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from omnidiff_lite.ablation.runner import Cell, Outcome
 from omnidiff_lite.ablation.standing import checkpoint_of
 from omnidiff_lite.ablation.study import Study, Variant
 from omnidiff_lite.evaluation.records import Record, measured, read_records
-from omnidiff_lite.evaluation.statistics import (Estimate, bootstrap_interval, mean_interval, paired_difference, ratio,
-                                                 ratio_interval, seed_interval)
+from omnidiff_lite.evaluation.statistics import (FEW, Estimate, bootstrap_interval, mean_interval, paired_difference,
+                                                 ratio, ratio_interval, seed_interval)
 from omnidiff_lite.evaluation.tables import column_label
 from omnidiff_lite.strict import from_dict
 
@@ -32,6 +33,7 @@ PREFIX = "ablation_"
 MINUS = "_minus_base"
 INTERACTION = "_interaction"
 ONE_SEED = "no interval: one seed"
+FEW_APART = f"no interval: fewer than {FEW} answers differ so"
 
 
 def study_records(outcome: Outcome, samples: int = 1000) -> list[Record]:
@@ -90,10 +92,13 @@ def interaction(quartet: Sequence[Sequence[Cell]], metric: str, samples: int = 1
         return _over_seeds([sum(sign * cell.values[metric] for sign, cell in zip(signs, cells))
                             for cells in zip(*quartet, strict=True)])
     pooled = [_pooled(cells, metric) for cells in quartet]
+    shares = all(_shares(rows) for rows, _ in pooled)
     found = bootstrap_interval(
         np.hstack([rows for rows, _ in pooled]), groups=pooled[0][1], samples=samples,
         statistic=lambda sums: sum(sign * ratio(sums[..., 2 * k:2 * k + 2]) for k, sign in enumerate(signs)))
-    return replace(found, n=len(set(pooled[0][1])))
+    found = replace(found, n=len(set(pooled[0][1])))
+    apart = np.count_nonzero(sum(sign * rows[:, 0] for sign, (rows, _) in zip(signs, pooled)))
+    return replace(found, low=None, high=None, reason=FEW_APART) if shares and apart < FEW else found
 
 
 def _corners(study: Study) -> dict[str, tuple[str, str, str]]:

@@ -81,8 +81,8 @@ class Source:
         return os.path.abspath(found / rest)
 
     def _unpacked(self, medium: dict[str, Any]) -> str:
-        """The file with the bytes of a medium, whole or not there; named by its table and row, as subsets of a corpus
-        have tables of the same name."""
+        """The file with the bytes of a medium, which is whole if it is there. Its name is that of its table, folders
+        included, since subsets of a corpus have tables of one name, and its row."""
         suffix = Path(medium.get("path") or "").suffix
         table = self.place.path.relative_to(self.directory).with_suffix("")
         path = self.media / table / f"{self.place.number:06d}{suffix}"

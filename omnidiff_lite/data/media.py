@@ -15,6 +15,7 @@ import multiprocessing.util
 import os
 import signal
 import warnings
+import weakref
 import zipfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -88,13 +89,13 @@ def load_ref(ref: str, root: str | Path | None = None, size: int | None = None, 
 
 
 def load_many(refs: Sequence[str], root: str | Path | None = None, workers: int = 0,
-              cache_dir: str | Path | None = None, size: int | None = None, kind: Kind | None = None, small: int = SMALL
-              ) -> list[Media]:
+              cache_dir: str | Path | None = None, size: int | None = None, kind: Kind | None = None,
+              small: int = SMALL) -> list[Media]:
     """What `load_ref` gives, for many references (of one `kind`, unless they are recipes), in their order.
 
-    `workers`: processes that share the work (0, or fewer than `small` references: none). `cache_dir`: recipes are read back from there
-    where the same set was made before, by the same source code. Raises `MediaError` naming the first bad reference, and
-    `DataError`, which is about none of them, where a worker was killed.
+    `workers`: processes that share the work (0, or fewer than `small` references: none). `cache_dir`: recipes are read
+    back from there where the same set was made before, by the same source code. Raises `MediaError` naming the first
+    bad reference, and `DataError`, which is about none of them, where a worker was killed.
     """
     distinct = list(dict.fromkeys(refs))
     made = [ref for ref in distinct if is_recipe(ref)]
@@ -152,8 +153,13 @@ def _pool(workers: int) -> tuple[ProcessPoolExecutor, ctypes.c_byte]:
     begun = context.RawValue(ctypes.c_byte, 0)  # without a lock, which a killed process would keep
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(begun,))
     # A spawned process would wait for its own for ever. First of all: 10 and less end the queue that tells them.
-    multiprocessing.util.Finalize(None, pool.shutdown, exitpriority=100)
+    multiprocessing.util.Finalize(None, _shut, (weakref.ref(pool),), exitpriority=100)
     return pool, begun
+
+
+def _shut(pool: weakref.ref[ProcessPoolExecutor]) -> None:
+    if found := pool():
+        found.shutdown()
 
 
 def _begin(begun: ctypes.c_byte) -> None:

@@ -35,10 +35,10 @@ def sample_time(shape: Sequence[int] | Tensor, how: Literal["sequence", "token"]
 
 
 def mask_rate(t: Tensor, schedule: MaskSchedule = "linear") -> Tensor:
-    """Share of the answer that is masked at time t, both in 0..1: t itself (the paper), sin(pi t / 2), or 1 - (1 - t)^3.
+    """Share of the answer that is masked at time t, both in 0..1: t (the paper), sin(pi t / 2), or 1 - (1 - t)^3.
 
-    "cosine" and "cubic" are MaskGIT's (Chang et al., 2022, section 3.3): 64 % and 75 % are masked on average, and nearly
-    full masks, from which decoding starts, come often: over 95 % in one answer of 20 (linear), 5 and 2.7.
+    "cosine" and "cubic" are MaskGIT's (Chang et al., 2022, section 3.3): 64 % and 75 % are masked on average, and
+    nearly full masks, from which decoding starts, come often: over 95 % in one answer of 20 (linear), 5 and 2.7.
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"mask schedule {schedule!r} is none of {', '.join(map(repr, SCHEDULES))}")
@@ -57,7 +57,8 @@ def bound_weight(t: Tensor, schedule: MaskSchedule = "linear") -> Tensor:
     Times below 0.001 weigh as much as 0.001: at most 1000, and up to 0.15 % of the bound is lost.
     """
     rate = mask_rate(t := t.clamp_min(RELEASED_EPS), schedule)
-    slopes = {"linear": torch.ones_like(t), "cosine": torch.cos(t * math.pi / 2) * math.pi / 2, "cubic": 3 * (1 - t) ** 2}
+    slopes = {"linear": torch.ones_like(t), "cosine": torch.cos(t * math.pi / 2) * math.pi / 2,
+              "cubic": 3 * (1 - t) ** 2}
     return slopes[schedule] / rate
 
 

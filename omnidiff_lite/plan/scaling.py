@@ -63,8 +63,9 @@ def scaling_table(records: Sequence[Record]) -> pd.DataFrame:
     """One row a way: its figures, each with its interval and n."""
     rows: dict[str, dict[str, object]] = {}
     for record in records:
-        bounds = "" if record.low is None else f" [{record.low:.4g}, {record.high:.4g}], n = {record.n}"
-        rows.setdefault(record.row, {})[record.column] = f"{record.value:.4g}{bounds}" if record.value is not None else record.reason
+        bounds = f" ({record.reason})" if record.low is None else f" [{record.low:.4g}, {record.high:.4g}]"
+        text = record.reason if record.value is None else f"{record.value:.4g}{bounds}, n = {record.n}"
+        rows.setdefault(record.row, {})[record.column] = text
     return pd.DataFrame.from_dict(rows, orient="index")
 
 

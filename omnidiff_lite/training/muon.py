@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that drives singular values to 1 (Jordan et al., 2024)
 ROUNDS = 5
+AT_ONCE = 2**26  # numbers in one stack, so that large matrices go one by one
 
 
 class Muon(torch.optim.Muon):
@@ -41,11 +42,16 @@ class Muon(torch.optim.Muon):
                 if p.grad is not None:
                     by_shape.setdefault(p.shape, []).append(p)
             for shape, alike in by_shape.items():
-                updates = shared(orthogonal, torch.stack(self._directions(alike, group["momentum"])))
-                torch._foreach_mul_(alike, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(alike, list(updates.to(alike[0].dtype).unbind()),
-                                    alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+                some = max(1, AT_ONCE // shape.numel())
+                for part in (alike[i:i + some] for i in range(0, len(alike), some)):
+                    self._update(part, **{name: group[name] for name in ("lr", "weight_decay", "momentum")})
         return loss
+
+    def _update(self, alike: Sequence[Tensor], lr: float, weight_decay: float, momentum: float) -> None:
+        """Of matrices of one shape; the rate is scaled to the size of AdamW's steps."""
+        updates = shared(torch.stack(self._directions(alike, momentum))).to(alike[0].dtype)
+        torch._foreach_mul_(alike, 1 - lr * weight_decay)
+        torch._foreach_add_(alike, list(updates.unbind()), alpha=-lr * 0.2 * max(alike[0].shape) ** 0.5)
 
     def _directions(self, matrices: Sequence[Tensor], momentum: float) -> list[Tensor]:
         """Nesterov's momentum: the gradients, leaning to their running means."""
@@ -69,14 +75,15 @@ def orthogonal(stack: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
-def shared(function: Callable[[Tensor], Tensor], stack: Tensor) -> Tensor:
-    """`function(stack)`, for one that treats each of `stack` [n, ..] alone: each process does its share of them."""
+def shared(stack: Tensor) -> Tensor:
+    """`orthogonal(stack)`, of which each process of a group does its share."""
     if not dist.is_initialized() or (world := dist.get_world_size()) == 1:
-        return function(stack)
+        return orthogonal(stack)
     size = -(-len(stack) // world)
     own = stack[dist.get_rank() * size:][:size]
-    done = function(own).contiguous() if len(own) else stack.new_zeros(0, *stack.shape[1:], dtype=torch.bfloat16)
-    padded = torch.cat([done, done.new_zeros(size - len(own), *stack.shape[1:])])
+    padded = torch.zeros(size, *stack.shape[1:], dtype=torch.bfloat16, device=stack.device)
+    if len(own):
+        padded[:len(own)] = orthogonal(own)
     parts = [torch.empty_like(padded) for _ in range(world)]
     dist.all_gather(parts, padded)
     return torch.cat(parts)[:len(stack)]
