@@ -85,6 +85,7 @@ class TrainingConfig:
     max_tail_pads: int = 16
     time: Literal["sequence", "token"] = "sequence"  # paper | released code
     schedule: Literal["linear", "cosine", "cubic"] = "linear"  # share masked at time t: t (the paper), or more
+    suffix: dict[Task, float] = field(default_factory=dict)  # task -> share of answers masked from some point on to the end
     loss_weight: Literal["plain", "bound"] = "plain"  # of a masked token: 1 (equation 1), or the likelihood bound's 1/t
     optimizer: Literal["adamw", "muon"] = "adamw"  # as in `Budget`
     weight_decay: float = 0.0
@@ -105,10 +106,18 @@ class TrainingConfig:
                processes=(1, ENDLESS), micro_rows=(0, ENDLESS), checkpoint_every=(1, ENDLESS))
         if not 0 < self.clip < ENDLESS:
             raise ConfigError(f"clip: expected more than 0, the largest norm of a gradient, got {self.clip:g}")
-        self._refuse_uneven_bound()
+        for task, share in self.suffix.items():
+            if not 0 <= share <= 1:
+                raise ConfigError(f"suffix.{task}: expected 0 to 1, got {share:g}")
+        if any(self.suffix.values()) and self.time != "sequence":
+            raise ConfigError("suffix: how much of an answer's end is masked is one time's matter; it needs time 'sequence'")
+        self._refuse_no_bound()
 
-    def _refuse_uneven_bound(self) -> None:
-        """Weights by answer length would make of the bound a sum that bounds nothing."""
+    def _refuse_no_bound(self) -> None:
+        """Weights by answer length, and masks in one order only, would make of the bound a sum that bounds nothing."""
+        if self.loss_weight == "bound" and any(self.suffix.values()):
+            raise ConfigError("loss_weight: 'bound' bounds the likelihood over all orders, suffix masks are of one "
+                              "order; set training.suffix to {}")
         uneven = [name for name in ("stage1", "stage2", "stage3") if getattr(self, name).evenness > 0]
         if self.loss_weight == "bound" and uneven:
             raise ConfigError("loss_weight: 'bound' weighs tokens by their time alone, but evenness, which weighs them "

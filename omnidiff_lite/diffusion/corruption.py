@@ -45,6 +45,21 @@ def mask_rate(t: Tensor, schedule: MaskSchedule = "linear") -> Tensor:
     return {"linear": t, "cosine": torch.sin(t * math.pi / 2), "cubic": 1 - (1 - t) ** 3}[schedule]
 
 
+def suffix_rate(answer: Tensor, t: Tensor) -> Tensor:
+    """Mask rate of each token, 0 or 1: of an answer of n tokens the last round(t n) are masked. Float32, shaped like `t`.
+
+    `answer`: which answer each token is of, int64 [L], at least 0; -1 outside answers, where the rate is 0. `t` [L]: one
+    value an answer, 0..1. Decoding a token, or a block, at a time from left to right meets these canvases alone; of
+    `corrupt`'s, where each token falls for itself, hardly one shows a whole beginning and nothing after it.
+    """
+    inside = answer >= 0
+    lengths = torch.bincount(answer[inside], minlength=1)
+    first = lengths.cumsum(0) - lengths
+    place = inside.cumsum(0) - 1 - first[answer.clamp_min(0)]
+    shown = lengths[answer.clamp_min(0)] - (t * lengths[answer.clamp_min(0)]).round()
+    return ((place >= shown) & inside).float()
+
+
 def bound_weight(t: Tensor, schedule: MaskSchedule = "linear") -> Tensor:
     """Weight of a masked token's loss at time t in the likelihood bound: rate'(t) / rate(t), shaped like t.
 

@@ -45,6 +45,7 @@ class AnswerLengths:
     texts: dict[str, int] = field(default_factory=dict)  # task -> masks of its text answers, where it has its own
     speech: int = 128  # masks of a whole sentence said
     spoken: int = 128  # masks of an answer in text and speech
+    spokens: dict[str, int] = field(default_factory=dict)  # task -> the same, where it has its own
     spoken_text: int = 32  # of these, the most that its text takes
     speech_per_text: float = 3.5
     speech_extra: int = 0
@@ -56,18 +57,23 @@ class AnswerLengths:
             quantile: float = 0.98) -> AnswerLengths:
         """Lengths that hold `quantile` of the training answers, closing tokens included; lines where they adapt."""
         found: dict[str, Any] = {}
-        texts = [_answer(s) for task in ("text_qa", "captioning", "vqa") for s in datasets.get(task, ())]
-        spoken = [_answer(s) for task in ("sqa", "svqa") for s in datasets.get(task, ())]
+
+        def lengths_of(tasks: Sequence[str]) -> tuple[list[int], dict[str, int]]:
+            """Of all answers of these tasks, and by task what holds its own."""
+            own = {task: [len(_answer(s)) for s in datasets[task]] for task in tasks if datasets.get(task)}
+            return [n for ns in own.values() for n in ns], {task: _holding(ns, quantile) for task, ns in own.items()}
+
+        texts, found["texts"] = lengths_of(("text_qa", "captioning", "vqa"))
+        spoken, found["spokens"] = lengths_of(("sqa", "svqa"))
         if texts:
-            found["text"] = round(float(np.quantile([len(a) for a in texts], quantile)))
-        found["texts"] = {task: round(float(np.quantile([len(_answer(s)) for s in datasets[task]], quantile)))
-                          for task in ("text_qa", "captioning", "vqa") if datasets.get(task)}
+            found["text"] = _holding(texts, quantile)
         if datasets.get("tts"):
-            found["speech"] = round(float(np.quantile([len(_answer(s)) for s in datasets["tts"]], quantile)))
+            found["speech"] = _holding([len(_answer(s)) for s in datasets["tts"]], quantile)
         if spoken:
-            found["spoken"] = round(float(np.quantile([len(a) for a in spoken], quantile)))
-            leads = [list(a).index(chat.vocabulary.begin_of_audio) + 1 for a in spoken]
-            found["spoken_text"] = round(float(np.quantile(leads, quantile)))
+            found["spoken"] = _holding(spoken, quantile)
+            leads = [list(_answer(s)).index(chat.vocabulary.begin_of_audio) + 1
+                     for task in found["spokens"] for s in datasets[task]]
+            found["spoken_text"] = _holding(leads, quantile)
         if datasets.get("tts"):
             around = len(chat.prompt(build_messages("tts", "")))
             asked = [int((s.labels == IGNORE).sum()) - around for s in datasets["tts"]]
@@ -76,6 +82,10 @@ class AnswerLengths:
             asked = [_frames(s, chat.vocabulary) for s in datasets["asr"]]
             found["text_per_speech"], found["text_extra"] = _line(asked, datasets["asr"], quantile)
         return cls(**found)
+
+
+def _holding(lengths: Sequence[int], quantile: float) -> int:
+    return round(float(np.quantile(lengths, quantile)))
 
 
 def _answer(sample: EncodedSample) -> np.ndarray:
@@ -151,7 +161,7 @@ def spoken_room(lengths: AnswerLengths, request: Request) -> tuple[int, int]:
     Where nothing is asked but a picture shown, a whole sentence describes it.
     """
     if request.text or request.speech:
-        return lengths.spoken_text, lengths.spoken
+        return lengths.spoken_text, lengths.spokens.get(request.task or "", lengths.spoken)
     return lengths.text, lengths.text + lengths.speech
 
 

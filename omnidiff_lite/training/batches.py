@@ -19,7 +19,7 @@ from omnidiff_lite.backbone import DenoiserConfig
 from omnidiff_lite.chat import IGNORE
 from omnidiff_lite.config import ConfigError, TrainingConfig
 from omnidiff_lite.data.packing import PackedRow
-from omnidiff_lite.diffusion.corruption import bound_weight, corrupt, mask_rate, sample_time
+from omnidiff_lite.diffusion.corruption import bound_weight, corrupt, mask_rate, sample_time, suffix_rate
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,18 @@ def choose_scored(row: PackedRow, config: TrainingConfig, denoiser: DenoiserConf
     """The positions of a row to predict, bool [length]; answers only.
 
     Masked ones: tail pads at the rate gamma * t, one t a sample where `config.time` is "sequence" (the paper), one a
-    token where it is "token" (the released code). For a causal denoiser, the autoregressive twin, the whole answer.
+    token where it is "token" (the released code); the share `config.suffix` of a task's samples have the end of each
+    answer masked, of as many tokens as t says, in place of any. For a causal denoiser, the autoregressive twin, the
+    whole answer.
     """
     labels = torch.from_numpy(row.labels)
     if denoiser.is_causal:
         return labels != IGNORE
     generator = torch.Generator().manual_seed(derive_seed(*seed))
-    rate = mask_rate(_times(row, config, generator), config.schedule)
+    times = _times(row, config, generator)
+    rate = mask_rate(times, config.schedule)
+    if any(config.suffix.values()):
+        rate = torch.where(_from_left(row, config, generator), suffix_rate(answer_numbers(row), times), rate)
     return corrupt(labels, labels == denoiser.pad_token_id, rate, config.gamma, generator)
 
 
@@ -78,6 +83,12 @@ def _times(row: PackedRow, config: TrainingConfig, generator: torch.Generator) -
     """The noise level t of each position [length]; the first numbers drawn from `generator`."""
     segments = torch.from_numpy(row.segment_ids)[None]
     return sample_time(segments, config.time, generator, segments)[0]
+
+
+def _from_left(row: PackedRow, config: TrainingConfig, generator: torch.Generator) -> Tensor:
+    """Whether a position's sample is one of those masked from some point on, bool [length]."""
+    shares = torch.tensor([config.suffix.get(task, 0.0) for task in row.tasks] + [0.0])  # segment -1 finds the last
+    return (torch.rand(shares.shape, generator=generator) < shares)[torch.from_numpy(row.segment_ids)]
 
 
 def collate(rows: Sequence[PackedRow], scored: Sequence[Tensor], tasks: Sequence[str], denoiser: DenoiserConfig,
@@ -110,13 +121,19 @@ def answer_weights(row: PackedRow, evenness: float, task_weights: Mapping[str, f
     The length is that of the whole answer with its tail pads, masked or not: answers weigh the same at every time t
     and beside any others in the row, be they of another sample or of another turn of a conversation.
     """
+    answer = answer_numbers(row)
+    lengths = torch.bincount(answer[answer >= 0], minlength=1).float()
+    factors = torch.tensor([task_weights.get(task, 1.0) for task in row.tasks] + [0.0])  # segment -1 finds the last
+    weights = factors[torch.from_numpy(row.segment_ids)] * lengths[answer.clamp_min(0)].clamp_min(1) ** -evenness
+    return torch.where(answer >= 0, weights, 0.0)
+
+
+def answer_numbers(row: PackedRow) -> Tensor:
+    """Which answer of the row each position is of, from 0 in the order in which they stand, -1 outside: int64 [length]."""
     answers, segments = torch.from_numpy(row.labels) != IGNORE, torch.from_numpy(row.segment_ids)
     goes_on = torch.zeros_like(answers)
     goes_on[1:] = answers[:-1] & (segments[1:] == segments[:-1])
-    answer = (answers & ~goes_on).cumsum(0)
-    lengths = torch.bincount(answer[answers], minlength=int(answer.max()) + 1).float()
-    factors = torch.tensor([task_weights.get(task, 1.0) for task in row.tasks] + [0.0])  # segment -1 finds the last
-    return torch.where(answers, factors[segments] * lengths[answer].clamp_min(1) ** -evenness, 0.0)
+    return torch.where(answers, (answers & ~goes_on).cumsum(0) - 1, -1)
 
 
 def masked_share(row: PackedRow, masked: Tensor) -> Tensor:

@@ -136,7 +136,8 @@ def validate(preset: Preset, denoiser: Denoiser, datasets: Datasets, seed: int =
     """
     module, device = AnswerLoss(denoiser.eval(), preset.training.precision), denoiser.device
     # The paper's masks, so that the losses of all runs compare.
-    config = replace(preset.training, schedule="linear", time="sequence", gamma=TrainingConfig.gamma)
+    config = replace(preset.training, schedule="linear", suffix={}, time="sequence",
+                     gamma=TrainingConfig.gamma)
     records = []
     for task, given in datasets.items():
         samples = [s for s in as_samples(given).fetch(range(len(given))) if s and _fits(s, config)]
@@ -167,6 +168,7 @@ def fingerprint(preset: Preset, stage: int, denoiser: Denoiser, stream: PackedSt
     return ({"stage": stage, "seed": stream.seed, "start": start, "source": source_hash(*SOURCES)}
             | {f"training.{key}": value for key, value in training.items()}
             | {f"training.stage{stage}.{key}": value for key, value in plan.items()}
+            | {f"training.suffix.{task}": share for task, share in preset.training.suffix.items()}
             | {f"mix.{task}": share for task, share in stream.shares.items()}
             | {f"weights.{task}": weight for task, weight in stage_config(preset, stage).weights.items()}
             | {f"data.{task}": f"{len(stream.data[task])} samples, {stream.data[task].fingerprint()}"
