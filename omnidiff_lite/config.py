@@ -33,7 +33,7 @@ class Budget:
     warmup: float = 0.03  # share of the steps
     weight_decay: float = 0.0
     items: int = 1000  # training items drawn from the world
-    precision: Literal["bf16", "fp32"] = "fp32"  # of the matrix products
+    precision: Literal["bf16", "fp32"] = "fp32"  # of the matrix products; bf16 where the hardware has it, else fp32
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: of the inner matrices (the rest stays with AdamW)
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ class TrainingConfig:
     optimizer: Literal["adamw", "muon"] = "adamw"  # as in `Budget`
     weight_decay: float = 0.0
     clip: float = 1.0
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["bf16", "fp32"] = "bf16"  # as in `Budget`
     compile: bool = False
     recompute: bool = False  # activations anew in the backward pass, to save memory
     processes: int = 1  # on a CPU; they share the rows of a step

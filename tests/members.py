@@ -28,6 +28,8 @@ KINDS = {"ddp": {"ACCELERATE_USE_FSDP": "false"},
          "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_RESHARD_AFTER_FORWARD": "true"},
          "zero2": {"ACCELERATE_USE_FSDP": "true", "FSDP_RESHARD_AFTER_FORWARD": "false"}}
 
+DEEPSPEED = {"ACCELERATE_USE_FSDP": "false", "ACCELERATE_USE_DEEPSPEED": "true"}  # where it is installed
+
 
 def preset(**settings):
     """Fifty steps in float32, so that only the order of sums differs; gradients are clipped in most of them."""
@@ -43,7 +45,7 @@ def train(out: Path, *, settings: dict = {}, stop: int | None = None, expected: 
 
 def as_kind(kind: str) -> None:
     """As another launcher would have begun: accelerate keeps what it was told first."""
-    os.environ.update(KINDS[kind])
+    os.environ.update(DEEPSPEED if kind == "deepspeed" else KINDS[kind])
     AcceleratorState._reset_state()
 
 
@@ -62,6 +64,25 @@ def many(out: Path) -> None:
     as_kind("fsdp2")
     for name, settings in OTHERWISE.items():
         train(out / "otherwise" / name, settings=settings, stop=10)
+
+
+def by_deepspeed(out: Path) -> None:
+    """As `many`, and from a checkpoint in shards."""
+    as_kind("deepspeed")
+    train(out / "straight", expected=Expected(2, "deepspeed", "cpu"))
+    for stop in (20, None):
+        train(out / "parts", stop=stop)
+    for begun in ("from one", "from shards"):
+        train(out / begun)
+    train(out / "to one", stop=20)
+    for name in ("micro", "bf16"):
+        train(out / "otherwise" / name, settings=OTHERWISE[name], stop=10)
+
+
+def sharded(out: Path) -> None:
+    """Twenty steps under FSDP2."""
+    as_kind("fsdp2")
+    train(out, stop=20)
 
 
 OTHERWISE = {"micro": {"training__micro_rows": 1, "training__recompute": True}, "muon": {"training__optimizer": "muon"},

@@ -226,6 +226,7 @@ COMMANDS = {  # the README's, by kind
     "ddp": [*ACCELERATE, "--config_file", PACKAGE / "configs" / "ddp.yaml"],
     "fsdp2": [*ACCELERATE, "--config_file", PACKAGE / "configs" / "fsdp2.yaml"],
     "zero2": [*ACCELERATE, "--config_file", PACKAGE / "configs" / "zero2.yaml"],
+    "deepspeed": [*ACCELERATE, "--config_file", PACKAGE / "configs" / "deepspeed.yaml"],
     "torchrun": [*TORCHRUN, "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]}
 
 
@@ -283,9 +284,9 @@ def test_the_configurations_are_what_their_names_say():
         assert sharding.get("fsdp_reshard_after_forward") == {"fsdp2": True, "zero2": False}.get(kind)
 
 
-def test_deepspeed_is_refused_with_what_does_the_same(tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(TrainingError, match="configs/zero2.yaml shares the same"):
+def test_megatron_is_refused_with_what_does_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_MEGATRON_LM", "true")
+    with pytest.raises(TrainingError, match="configs/zero2.yaml shares them"):
         members.train(tmp_path)
 
 

@@ -18,7 +18,7 @@ from omnidiff_lite.diffusion.plain import decode_plain
 from omnidiff_lite.media import Image, MediaError, Speech, Text, Waveform
 from omnidiff_lite.pipeline import AnswerLengths, OmniDiffusion, RequestError
 from omnidiff_lite.pipeline.requests import read_request
-from omnidiff_lite.pipeline.settings import answer_canvas_of
+from omnidiff_lite.pipeline.settings import answer_canvas_of, spoken_room
 from omnidiff_lite.pipeline.system import token_mask
 from omnidiff_lite.weights import CheckpointError
 
@@ -132,6 +132,19 @@ def test_a_spoken_description_has_room_for_a_sentence_and_an_answer_for_a_word(t
         canvas = answer_canvas_of(settings, tiny_model.tokenizers, request, outputs, {})
         rooms[inputs, outputs] = int((canvas.ids == tiny_model.tokenizers.vocabulary.mask).sum())
     assert list(rooms.values()) == [39, 30 + 3, 9 + 2, 5 + 2, 20], "markers beside what was fitted"
+
+
+def test_each_spoken_task_has_the_room_of_its_own_answers(tiny_model):
+    begin = tiny_model.tokenizers.vocabulary.begin_of_audio
+
+    def answers(task, length):
+        return [EncodedSample(np.arange(length + 1), np.array([-100, 2, begin, *[9] * (length - 2)]), np.zeros((0, 4)), task)]
+
+    lengths = AnswerLengths.fit({"sqa": answers("sqa", 30), "svqa": answers("svqa", 12)}, tiny_model.chat)
+    assert lengths.spokens == {"sqa": 30, "svqa": 12} and 12 < lengths.spoken <= 30 and lengths.spoken_text == 2
+    rooms = [spoken_room(lengths, read_request([PARTS[name] for name in inputs], ("text", "speech")))
+             for inputs in (("speech",), ("image", "speech"), ("text",))]
+    assert rooms == [(2, 30), (2, 12), (2, lengths.spoken)]
 
 
 def test_pre_filling_places_the_beginning_of_speech(tiny_model):

@@ -39,6 +39,6 @@ def test_rows_go_through_as_many_at_a_time_as_in_training(monkeypatch, micro_row
 
 
 def test_a_bare_pass_slower_than_the_step_leaves_nothing_for_the_rest():
-    speed = TrainingSpeed(100.0, step=0.1, data=0.02, bare=0.3, flops=1e6, peak=1e9, device="CPU", steps=4, repeats=3)
+    speed = TrainingSpeed(100.0, step=0.1, data=0.02, bare=0.3, flops=1e6, peak=1e9, dtype="float32", device="CPU", steps=4, repeats=3)
     table = speed.table().set_index("part")
     assert table.loc["update, log, unlike batches", "ms"] == 0 and table.loc["forward and backward", "ms"] == 300

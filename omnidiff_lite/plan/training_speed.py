@@ -14,6 +14,7 @@ from omnidiff_lite.data.packing import PackedRow
 from omnidiff_lite.plan.compute import flops
 from omnidiff_lite.measure import seconds_of
 from omnidiff_lite.plan.device import device_name, measure_rates
+from omnidiff_lite.precision import matrix_dtype
 from omnidiff_lite.training.batches import choose_scored, collate
 from omnidiff_lite.processes import threads, usable
 from omnidiff_lite.training.step import AnswerLoss
@@ -30,6 +31,7 @@ class TrainingSpeed:
     bare: float  # forward and backward on one fixed batch, nothing else
     flops: float  # of forward and backward
     peak: float  # FLOP a second of a large matrix product in the run's precision, measured here
+    dtype: str  # that precision
     device: str
     steps: int
     repeats: int
@@ -45,7 +47,7 @@ class TrainingSpeed:
     def __str__(self) -> str:
         return (f"{self.tokens_per_second:.0f} tokens/s on {self.device}; {self.bare / self.step:.0%} of the bare pass; "
                 f"{self.flops / self.step / 1e9:.0f} GFLOP/s, {self.flops / self.step / self.peak:.0%} of a large "
-                f"matrix product's {self.peak / 1e9:.0f}; "
+                f"{self.dtype} product's {self.peak / 1e9:.0f}; "
                 f"medians of {self.steps} steps, of the bare pass {self.repeats}")
 
 
@@ -71,7 +73,7 @@ def training_speed(preset: Preset, denoiser: Denoiser, rows: Sequence[PackedRow]
         for batch in batches:
             module(batch).sum().backward()
 
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    dtype = matrix_dtype(config.precision, device)
     with prepared(denoiser, config), threads(max(1, torch.get_num_threads() // processes)):
         passes = seconds_of(bare_pass, device, repeats + 2)[2:]  # the first two warm up
         peak = measure_rates(device, dtype).matmul.value * processes
@@ -81,4 +83,4 @@ def training_speed(preset: Preset, denoiser: Denoiser, rows: Sequence[PackedRow]
     seconds = log["seconds"].diff().median()
     return TrainingSpeed(float(log["tokens_per_second"].median()), float(seconds), float(log["data_seconds"].median()),
                          float(pd.Series(passes).median()), work.training * processes, peak,
-                         device_name(device), len(log), repeats)
+                         str(dtype).removeprefix("torch."), device_name(device), len(log), repeats)

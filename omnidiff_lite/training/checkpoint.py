@@ -5,7 +5,7 @@
                               state.json             step, fingerprint of the configuration, hash of each file
 
 Sharded weights (FSDP2) make a folder in place of each of the first two (`training.shards`); either can be resumed by
-any number of processes.
+any number of processes, and so can what DeepSpeed keeps in parts (`training.zero`).
 Written beside its place, flushed to the disk, then renamed. Batches, masks and learning rate follow from the step, so
 no state of a sampler, scheduler or random generator is kept.
 """
@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
     StateDictOptions, get_model_state_dict, get_optimizer_state_dict, set_model_state_dict, set_optimizer_state_dict)
 
 from omnidiff_lite.processes import TogetherError, agreed, gathered, is_first, share
+from omnidiff_lite.training import zero
 from omnidiff_lite.training.shards import MODEL, OPTIMIZER, is_sharded, read_shards, write_shards
 from omnidiff_lite.weights import CheckpointError
 
@@ -76,8 +77,8 @@ class Checkpoints:
     def _write(self, partial: Path, model: nn.Module, optimizers: Optimizers) -> None:
         if is_sharded(model):
             return write_shards(partial, model, optimizers)
+        state, moments = tensors(model, optimizers) if is_first() or zero.is_partitioned(optimizers) else ({}, {})
         if is_first():
-            state, moments = tensors(model, optimizers)
             save_file(state, partial / "model.safetensors")
             save_file(moments, partial / "optimizer.safetensors")
 
@@ -159,6 +160,8 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 def tensors(model: nn.Module, optimizers: Optimizers) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """`weights`, and likewise the moments of all optimizers as `<weight>.<moment>`."""
+    if zero.is_partitioned(optimizers):
+        return weights(model), _plain(zero.moments(model, optimizers))
     moments = get_optimizer_state_dict(model, list(optimizers), options=GATHERED).get("state", {})
     return (weights(model),
             _plain({f"{name}.{key}": value for name, kept in moments.items() for key, value in kept.items()}))
@@ -177,10 +180,12 @@ def restore(model: nn.Module, optimizers: Optimizers, weights: dict[str, Tensor]
                               f"{', '.join(sorted(wrong)[:3])}")
     for (name, key), value in kept.items():
         state[name][key] = value
+    set_model_state_dict(model, weights, options=GATHERED)
+    if zero.is_partitioned(optimizers):
+        return zero.restore(model, optimizers, moments)
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups = [group | {"params": [names[parameter] for parameter in group["params"]]}
               for optimizer in optimizers for group in optimizer.param_groups]
-    set_model_state_dict(model, weights, options=GATHERED)
     set_optimizer_state_dict(model, list(optimizers), options=GATHERED,
                              optim_state_dict={"state": state, "param_groups": groups})
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from omnidiff_lite.config import Budget
+from omnidiff_lite.precision import matrix_dtype
 from omnidiff_lite.training.optimizers import make_optimizers
 
 Loss = Callable[[int], tuple[Tensor, dict[str, float]]]
@@ -23,7 +24,7 @@ def fit(module: nn.Module, loss: Loss, budget: Budget, *, name: str, seed: int =
 
     `loss(step)` builds the batch of that step (from the step alone, so that a run is repeatable) and returns the loss
     and figures to log. Returns one row a step: step, loss, seconds, learning_rate and those figures.
-    `budget.precision`: "bf16" is autocast round `loss`. Trains on a GPU where there is one, and hands the module back
+    `budget.precision`: "bf16" is autocast round `loss`, where the device multiplies it. Trains on a GPU where there is one, and hands the module back
     where it was.
     """
     torch.manual_seed(seed)
@@ -34,10 +35,11 @@ def fit(module: nn.Module, loss: Loss, budget: Budget, *, name: str, seed: int =
     schedules = [get_cosine_schedule_with_warmup(optimizer, max(1, int(budget.warmup * budget.steps)), budget.steps)
                  for optimizer in optimizers]
     module.train()
+    bf16 = matrix_dtype(budget.precision, device) is torch.bfloat16
     rows, start = [], time.perf_counter()
     bar = tqdm(range(budget.steps), desc=name, disable=not progress, mininterval=5.0)
     for step in bar:
-        with torch.autocast(device, torch.bfloat16, enabled=budget.precision == "bf16"):
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
             value, figures = loss(step)
         value.backward()
         nn.utils.clip_grad_norm_(module.parameters(), clip)

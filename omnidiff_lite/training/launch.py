@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
-from accelerate.utils import DistributedType, parse_flag_from_env
+from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin, PartialState
+from accelerate.utils import DistributedType, is_deepspeed_available, parse_flag_from_env
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from omnidiff_lite.config import TrainingConfig
 from omnidiff_lite.training.step import TrainingError
 
-Kind = Literal["single", "ddp", "fsdp2", "zero2"]
+Kind = Literal["single", "ddp", "fsdp2", "zero2", "deepspeed"]
+ZERO_BUCKET = 50_000_000  # gradients that DeepSpeed averages at a time: 200 MB
 LAYERS = ["Qwen2DecoderLayer", "Denoiser"]  # sharded and gathered one by one; the second: embeddings, head, adapter
 
 
@@ -51,17 +52,18 @@ def begin(config: TrainingConfig, rows: int, expected: Expected = Expected()) ->
     gathered in it and whose gradients are averaged in float32. Raises `TrainingError` where the processes, their kind
     or their device are not what the launcher was told to start, or not the `expected` ones.
     """
-    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") or parse_flag_from_env("ACCELERATE_USE_MEGATRON_LM"):
-        raise TrainingError("DeepSpeed and Megatron keep optimizer states that these checkpoints cannot hold; "
-                            "omnidiff_lite/configs/zero2.yaml shares the same among the GPUs by torch alone")
+    if parse_flag_from_env("ACCELERATE_USE_MEGATRON_LM"):
+        raise TrainingError("Megatron keeps optimizer states that these checkpoints cannot hold; "
+                            "omnidiff_lite/configs/zero2.yaml shares them among the GPUs by torch alone")
     started = int(os.environ.get("WORLD_SIZE", 1))
     if rows % started:
         raise TrainingError(f"{rows} rows a step do not divide among {started} processes; change the stage's rows")
-    plugin = _sharding(config) if parse_flag_from_env("ACCELERATE_USE_FSDP") else None
-    accelerator = Accelerator(mixed_precision="no", fsdp_plugin=plugin)
+    fsdp = _sharding(config) if parse_flag_from_env("ACCELERATE_USE_FSDP") else None
+    zero = _deepspeed(config, rows // started) if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") else None
+    accelerator = Accelerator(mixed_precision="no", fsdp_plugin=fsdp)
     join()
-    if plugin is not None:
-        _shard(accelerator, plugin, config)
+    if plugin := fsdp or zero:
+        _put_in_force(plugin, accelerator, config)
     _compare(accelerator, expected)
     return accelerator
 
@@ -80,6 +82,8 @@ def join() -> int:
 
 def kind_of(accelerator: Accelerator) -> Kind:
     """How the processes share the work."""
+    if accelerator.distributed_type is DistributedType.DEEPSPEED:
+        return "deepspeed"
     if accelerator.distributed_type is DistributedType.FSDP:
         return "fsdp2" if accelerator.state.fsdp_plugin.reshard_after_forward else "zero2"
     return "single" if accelerator.num_processes == 1 else "ddp"
@@ -93,14 +97,37 @@ def _sharding(config: TrainingConfig) -> FullyShardedDataParallelPlugin:
         transformer_cls_names_to_wrap=LAYERS, activation_checkpointing=False, cpu_ram_efficient_loading=False)
 
 
-def _shard(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin, config: TrainingConfig) -> None:
-    """Put the plugin in force: on a CPU accelerate drops it without a word, though torch shards over gloo as well."""
+def _deepspeed(config: TrainingConfig, rows: int) -> DeepSpeedPlugin:
+    """ZeRO-2 of weights in float32 (`AnswerLoss` computes in bfloat16); `rows`: of a process a step."""
+    if not is_deepspeed_available():
+        raise TrainingError("DeepSpeed is not installed (pip install deepspeed); omnidiff_lite/configs/zero2.yaml "
+                            "shares the same among the GPUs by torch alone")
+    if config.optimizer != "adamw":
+        raise TrainingError("DeepSpeed takes one optimizer, and Muon brings AdamW for what is no inner matrix; use "
+                            "--set training.optimizer=adamw, or omnidiff_lite/configs/zero2.yaml, which takes both")
+    plugin = DeepSpeedPlugin(zero_stage=2, gradient_accumulation_steps=1, gradient_clipping=config.clip)
+    plugin.set_mixed_precision("no")
+    plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.micro_rows or rows
+    plugin.deepspeed_config["zero_optimization"] |= {"overlap_comm": torch.cuda.is_available(),
+                                                     "reduce_bucket_size": ZERO_BUCKET}
+    return plugin
+
+
+def _put_in_force(plugin: FullyShardedDataParallelPlugin | DeepSpeedPlugin, accelerator: Accelerator,
+                  config: TrainingConfig) -> None:
+    """On a CPU accelerate drops either plugin without a word, though both share over gloo as well."""
     if accelerator.num_processes == 1:
         raise TrainingError("one process has nothing to share; start it without accelerate launch, or more of them")
     if config.compile:
-        raise TrainingError("training.compile compiles the whole network, which sharded weights take apart; use "
+        raise TrainingError("training.compile compiles the whole network, which is taken apart where it is shared; use "
                             "--set training.compile=false")
-    accelerator.state.distributed_type, accelerator.state.fsdp_plugin = DistributedType.FSDP, plugin
+    state = accelerator.state
+    if isinstance(plugin, DeepSpeedPlugin):
+        PartialState().distributed_type = state.distributed_type = DistributedType.DEEPSPEED
+        state.deepspeed_plugins = {"default": plugin}
+        plugin.select(_from_accelerator_state=True)
+    else:
+        state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
 
 
 def _compare(accelerator: Accelerator, expected: Expected) -> None:

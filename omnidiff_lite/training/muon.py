@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from omnidiff_lite.precision import matrix_dtype
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that drives singular values to 1 (Jordan et al., 2024)
 ROUNDS = 5
 AT_ONCE = 2**26  # numbers in one stack, so that large matrices go one by one
@@ -64,10 +66,11 @@ class Muon(torch.optim.Muon):
 
 
 def orthogonal(stack: Tensor) -> Tensor:
-    """Matrices [n, a, b] with their singular values driven to about 1, by Newton-Schulz rounds in bfloat16."""
+    """Matrices [n, a, b] with their singular values driven to about 1, by Newton-Schulz rounds in bfloat16, or in float32
+    where the hardware multiplies no bfloat16."""
     a, b, c = COEFFICIENTS
     tall = stack.shape[1] > stack.shape[2]
-    x = (stack.mT if tall else stack).bfloat16()
+    x = (stack.mT if tall else stack).to(matrix_dtype("bf16", stack.device))
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
     for _ in range(ROUNDS):
         gram = x @ x.mT
@@ -81,7 +84,7 @@ def shared(stack: Tensor) -> Tensor:
         return orthogonal(stack)
     size = -(-len(stack) // world)
     own = stack[dist.get_rank() * size:][:size]
-    padded = torch.zeros(size, *stack.shape[1:], dtype=torch.bfloat16, device=stack.device)
+    padded = torch.zeros(size, *stack.shape[1:], dtype=matrix_dtype("bf16", stack.device), device=stack.device)
     if len(own):
         padded[:len(own)] = orthogonal(own)
     parts = [torch.empty_like(padded) for _ in range(world)]

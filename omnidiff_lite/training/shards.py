@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 
 from omnidiff_lite.backbone import Denoiser, DenoiserConfig
+from omnidiff_lite.training import zero
 from omnidiff_lite.weights import CheckpointError
 
 MODEL, OPTIMIZER = "model", "optimizer"
@@ -49,11 +50,14 @@ def write_shards(folder: Path, model: nn.Module, optimizers: Sequence[torch.opti
 
 def read_shards(folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """Put what `write_shards` wrote in place, whatever the number of processes was and is, sharded or not."""
-    state, kept = get_model_state_dict(model), _moments(model, optimizers)
+    state, parted = get_model_state_dict(model), zero.is_partitioned(optimizers)
+    kept = {} if parted else _moments(model, optimizers)
+    moments = _vectors(zero.moments(model, optimizers)) if parted else _flat(kept)
     _read(folder / MODEL, state)
-    moments = _flat(kept)
     _read(folder / OPTIMIZER, moments)
     set_model_state_dict(model, state)
+    if parted:
+        return zero.restore(model, optimizers, moments)
     for name, values in kept["state"].items():
         values |= {key: moments[f"{name}.{key}"].view(value.shape) for key, value in values.items()}
     set_optimizer_state_dict(model, list(optimizers), optim_state_dict=kept)
@@ -91,6 +95,11 @@ def _moments(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> d
 
 
 def _flat(moments: dict[str, Any]) -> State:
-    """`<weight>.<moment>`; a single number (the step) as a vector of one, which can be cut like any tensor."""
-    return {f"{name}.{key}": value if value.ndim else value.view(1)
-            for name, values in moments["state"].items() for key, value in values.items()}
+    """`<weight>.<moment>`, as `_vectors`."""
+    return _vectors({f"{name}.{key}": value
+                     for name, values in moments["state"].items() for key, value in values.items()})
+
+
+def _vectors(moments: State) -> State:
+    """A single number (the step) as a vector of one, which can be cut like any tensor."""
+    return {name: value if value.ndim else value.view(1) for name, value in moments.items()}

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from omnidiff_lite.backbone import Denoiser
 from omnidiff_lite.chat import IGNORE
 from omnidiff_lite.config import StageConfig, TrainingConfig
 from omnidiff_lite.diffusion.loss import scored_positions, token_losses
+from omnidiff_lite.precision import matrix_dtype
 from omnidiff_lite.training.batches import Batch, choose_scored, collate, derive_seed, time_weights
+from omnidiff_lite.training.engine import engine_of
 from omnidiff_lite.training.feed import Feed
 
 
@@ -30,12 +30,13 @@ class AnswerLoss(nn.Module):
 
     def __init__(self, denoiser: Denoiser, precision: str) -> None:
         super().__init__()
-        self.denoiser, self.bf16 = denoiser, precision == "bf16"
+        self.denoiser, self.precision = denoiser, precision
 
     def forward(self, batch: Batch) -> Tensor:
         """Cross-entropy of every target in row-major order, float32 [targets]."""
         positions, targets = scored_positions(batch.targets)
-        with torch.autocast(targets.device.type, torch.bfloat16, enabled=self.bf16):
+        bf16 = matrix_dtype(self.precision, targets.device) is torch.bfloat16
+        with torch.autocast(targets.device.type, torch.bfloat16, enabled=bf16):
             logits = self.denoiser(batch.input_ids, speech_frames=batch.speech_frames, segment_ids=batch.segment_ids,
                                    position_ids=batch.position_ids, logits_positions=positions,
                                    masked_share=batch.masked_share).logits
@@ -49,8 +50,8 @@ class Stepper:
                  feed: Feed, config: TrainingConfig, plan: StageConfig, seed: tuple[int, int],
                  seconds: float = 0.0) -> None:
         """`module`, `optimizers`: as prepared by `accelerator`. `seconds`: of training before this call."""
-        self.seconds = seconds
-        self.accelerator, self.module, self.optimizers = accelerator, module, optimizers
+        self.seconds, self.accelerator, self.module = seconds, accelerator, module
+        self.engine = engine_of(accelerator, module, optimizers, config.clip)
         self.feed, self.config, self.plan, self.seed = feed, config, plan, seed
         self.denoiser = accelerator.unwrap_model(module).denoiser.config
 
@@ -72,18 +73,11 @@ class Stepper:
         weight = self._sum(sum(self._tokens(batch) for batch in batches)).clamp(min=1e-9)
         sums = torch.zeros(2, len(self.feed.tasks), device=self.accelerator.device)
         for number, batch in enumerate(batches, 1):
-            with self._averaging(last=number == len(batches)):
+            with self.engine.averaging(last=number == len(batches)):
                 sums += self._backward(batch.to(self.accelerator.device), self.accelerator.num_processes / weight)
         # --- Update, unless a number is none: the weights stay good ------------------------------------------------
-        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip)
-        norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         losses, counts = self._sum(sums).tolist()
-        self._refuse_no_number(step, rate, losses, norm)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        norm = self.engine.update(rate, partial(self._refuse_no_number, step, rate, losses))
         tokens = int(self._sum(torch.tensor(sum(row.tokens for row in rows.values()))))
         positions = self.feed.rows_a_step * self.config.length
         seconds = time.perf_counter() - begun
@@ -108,7 +102,7 @@ class Stepper:
     def _backward(self, batch: Batch, scale: Tensor) -> Tensor:
         """Add the gradient of `scale` times the summed, weighted loss; returns loss and tokens by task, [2, tasks]."""
         losses = self.module(batch)
-        self.accelerator.backward((losses * target_weights(batch)).sum() * scale)
+        self.engine.backward((losses * target_weights(batch)).sum() * scale)
         tasks = batch.tasks[:, 1:][batch.targets[:, 1:] != IGNORE]
         sums = torch.zeros(2, len(self.feed.tasks), device=losses.device)
         return sums.index_add_(1, tasks, torch.stack([losses.detach(), torch.ones_like(losses)]))
@@ -117,13 +111,6 @@ class Stepper:
         """What the weighted losses are divided by: the weight of the scored tokens (the released code's mean); in the
         bound that of all tokens of the answers, which the scored ones stand for."""
         return batch.weights.sum() if self.config.loss_weight == "bound" else target_weights(batch).sum()
-
-    def _averaging(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Average gradients over the processes after the last micro-batch only; sharded ones after each, as what is
-        not averaged yet is a gradient of the whole network on every GPU. Every way it is the same sum."""
-        if last or self.accelerator.distributed_type is DistributedType.FSDP:
-            return contextlib.nullcontext()
-        return self.accelerator.no_sync(self.module)
 
     def _sum(self, value: Tensor) -> Tensor:
         """Over all processes."""

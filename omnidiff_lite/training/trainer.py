@@ -48,7 +48,7 @@ FIGURES = ["loss", "learning_rate", "gradient_norm", "tokens", "scored", "effici
 HOW = ("compile", "recompute", "processes", "micro_rows", "checkpoint_every")  # settings that may change when a run is resumed
 # The code that decides what a step does.
 SOURCES = ("adapters.py", "backbone.py", "diffusion/corruption.py", "diffusion/loss.py", "data/packing.py",
-           "training/batches.py", "training/feed.py", "training/launch.py", "training/muon.py",
+           "training/batches.py", "training/engine.py", "training/feed.py", "training/launch.py", "training/muon.py",
            "training/optimizers.py", "training/step.py", "training/trainer.py")
 NOTES = ("transformers_version", "architectures", "dtype", "_name_or_path")  # beside a config's fields once it is saved
 VALIDATION = 4  # in place of a stage's number where masks are drawn

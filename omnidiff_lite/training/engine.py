@@ -1,0 +1,78 @@
+"""How a step's gradient is gathered and applied: by accelerate with torch's optimizers, or by DeepSpeed's engine."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+
+class Engine:
+    """Alone, DDP and FSDP2: gradients are clipped, looked at, and given to each optimizer."""
+
+    def __init__(self, accelerator: Accelerator, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer],
+                 clip: float) -> None:
+        """`module`, `optimizers`: as prepared by `accelerator`. `clip`: the largest norm of a gradient."""
+        self.accelerator, self.module, self.optimizers, self.clip = accelerator, module, optimizers, clip
+
+    def averaging(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """For one micro-batch, forward and backward. Gradients are averaged over the processes after the last only;
+        sharded ones after each, as what is not averaged yet is a gradient of the whole network on every GPU. Every way
+        it is the same sum."""
+        if last or self.accelerator.distributed_type is DistributedType.FSDP:
+            return contextlib.nullcontext()
+        return self.accelerator.no_sync(self.module)
+
+    def backward(self, loss: Tensor) -> None:
+        self.accelerator.backward(loss)
+
+    def update(self, rate: float, look: Callable[[float], None]) -> float:
+        """One step of the optimizers at a learning rate; returns the gradient's norm before clipping.
+
+        `look` gets that norm first, and may raise: the weights are then what they were.
+        """
+        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.clip)
+        norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        look(norm)
+        for optimizer in self.optimizers:
+            _set_rate(optimizer, rate)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return norm
+
+
+class ZeroEngine(Engine):
+    """DeepSpeed's, which reduces, clips and updates what each process keeps of gradients and moments by itself."""
+
+    def averaging(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        self.module.set_gradient_accumulation_boundary(last)
+        return contextlib.nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        self.module.backward(loss)
+
+    def update(self, rate: float, look: Callable[[float], None]) -> float:
+        """As above; DeepSpeed leaves out a step whose gradient is no number by itself, and its norm is then infinite."""
+        for optimizer in self.optimizers:
+            _set_rate(optimizer, rate)
+        self.module.step()
+        norm = float(self.module.get_global_grad_norm())
+        look(norm)
+        return norm
+
+
+def engine_of(accelerator: Accelerator, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], clip: float
+              ) -> Engine:
+    """The one that the launcher chose."""
+    kind = ZeroEngine if accelerator.distributed_type is DistributedType.DEEPSPEED else Engine
+    return kind(accelerator, module, optimizers, clip)
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
