@@ -85,7 +85,7 @@ class TrainingConfig:
     max_tail_pads: int = 16
     time: Literal["sequence", "token"] = "sequence"  # paper | released code
     schedule: Literal["linear", "cosine", "cubic"] = "linear"  # share masked at time t: t (the paper), or more
-    suffix: dict[Task, float] = field(default_factory=dict)  # task -> share of answers masked from some point on to the end
+    suffix: dict[Task, float] = field(default_factory=dict)  # task -> share of answers masked from some point on
     loss_weight: Literal["plain", "bound"] = "plain"  # of a masked token: 1 (equation 1), or the likelihood bound's 1/t
     optimizer: Literal["adamw", "muon"] = "adamw"  # as in `Budget`
     weight_decay: float = 0.0
@@ -110,7 +110,7 @@ class TrainingConfig:
             if not 0 <= share <= 1:
                 raise ConfigError(f"suffix.{task}: expected 0 to 1, got {share:g}")
         if any(self.suffix.values()) and self.time != "sequence":
-            raise ConfigError("suffix: how much of an answer's end is masked is one time's matter; it needs time 'sequence'")
+            raise ConfigError("suffix: one time says how much of an answer's end is masked; it needs time 'sequence'")
         self._refuse_no_bound()
 
     def _refuse_no_bound(self) -> None:

@@ -19,9 +19,11 @@ def matrix_dtype(precision: str, device: str | torch.device) -> torch.dtype:
 
 @cache
 def multiplies_bf16(device: str) -> bool:
-    """Whether a type of device ("cpu", "cuda") has instructions for bfloat16 products."""
+    """Whether a type of device ("cpu", "cuda") has instructions for bfloat16 products; of others it is taken on trust."""
+    if device == "cuda" and torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     if device != "cpu":
         return True
     if platform.machine().lower() in ("x86_64", "amd64"):
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from omnidiff_lite.diffusion.corruption import SCHEDULES, corrupt, mask_rate, sample_time, suffix_rate
+from omnidiff_lite.diffusion.corruption import SCHEDULES, corrupt, corrupt_suffix, mask_rate, sample_time
 from omnidiff_lite.parity import GOLDEN
 
 RELEASED = GOLDEN.json("forward_process")
@@ -78,7 +78,8 @@ def test_a_mask_schedule_says_how_much_is_hidden_at_a_time():
 def test_a_suffix_is_masked_whole_and_grows_with_time():
     """Two answers of 4 and 2 tokens, and a prompt before each: of each the last round(t n), whatever the other's t."""
     answer = torch.tensor([-1, 0, 0, 0, 0, -1, 1, 1, -1])
-    for t, u, masked in ((0.0, 1.0, "......##."), (0.5, 0.5, "...##..#."), (0.76, 0.1, "..###...."), (1.0, 0.0, ".####....")):
+    for t, u, masked in ((0.0, 1.0, "......##."), (0.5, 0.5, "...##..#."), (0.76, 0.1, "..###...."),
+                         (1.0, 0.0, ".####....")):
         times = torch.where(answer == 1, u, t)
-        assert "".join(".#"[int(rate)] for rate in suffix_rate(answer, times)) == masked
-    assert suffix_rate(torch.full((3,), -1), torch.rand(3)).tolist() == [0, 0, 0]
+        assert "".join(".#"[hidden] for hidden in corrupt_suffix(answer, times).int().tolist()) == masked
+    assert not corrupt_suffix(torch.full((3,), -1), torch.rand(3)).any()

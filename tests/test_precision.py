@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import platform
+import re
+from pathlib import Path
+
+import pytest
 import torch
 import toys
 
 from omnidiff_lite import precision
+from omnidiff_lite.data.packing import PackedStream
 from omnidiff_lite.precision import matrix_dtype
+from omnidiff_lite.training.batches import choose_scored, collate
 from omnidiff_lite.training.muon import orthogonal
 from omnidiff_lite.training.step import AnswerLoss
-from omnidiff_lite.training.batches import choose_scored, collate
-from omnidiff_lite.data.packing import PackedStream
 
 
 def batch():
@@ -18,7 +23,8 @@ def batch():
     stream = PackedStream(toys.datasets(), {"text_qa": 1.0}, 64, 2, 0, pad=toys.VOCABULARY.pad,
                           context_of_audio=toys.VOCABULARY.context_of_audio, max_tail_pads=4)
     rows = stream.batch(0)
-    return collate(rows, [choose_scored(row, config, denoiser, (0, n)) for n, row in enumerate(rows)], ["text_qa"], denoiser)
+    scored = [choose_scored(row, config, denoiser, (0, n)) for n, row in enumerate(rows)]
+    return collate(rows, scored, ["text_qa"], denoiser)
 
 
 def test_a_cpu_that_does_not_multiply_bfloat16_trains_in_float32(monkeypatch):
@@ -34,7 +40,10 @@ def test_a_cpu_that_does_not_multiply_bfloat16_trains_in_float32(monkeypatch):
     torch.testing.assert_close(updates[True].float(), updates[False], rtol=0, atol=0.03)
 
 
-def test_what_is_asked_for_and_what_there_is_decide():
-    assert matrix_dtype("fp32", "cuda") is torch.float32 and matrix_dtype("bf16", "cuda:1") is torch.bfloat16
-    assert matrix_dtype("bf16", "cpu") is (torch.bfloat16 if precision.multiplies_bf16("cpu") else torch.float32)
-    assert isinstance(precision.multiplies_bf16("cpu"), bool)
+@pytest.mark.skipif(platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists(),
+                    reason="what this processor has is read from Linux's /proc/cpuinfo on x86")
+def test_the_processors_own_flags_decide():
+    flags = set(re.search(r"(?m)^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text())[1].split())
+    has = bool(flags & {"avx512_bf16", "amx_bf16", "amx_tile"})
+    assert matrix_dtype("bf16", "cpu") is (torch.bfloat16 if has else torch.float32)
+    assert matrix_dtype("fp32", "cpu") is torch.float32

@@ -45,19 +45,20 @@ def mask_rate(t: Tensor, schedule: MaskSchedule = "linear") -> Tensor:
     return {"linear": t, "cosine": torch.sin(t * math.pi / 2), "cubic": 1 - (1 - t) ** 3}[schedule]
 
 
-def suffix_rate(answer: Tensor, t: Tensor) -> Tensor:
-    """Mask rate of each token, 0 or 1: of an answer of n tokens the last round(t n) are masked. Float32, shaped like `t`.
+def corrupt_suffix(answer: Tensor, t: Tensor) -> Tensor:
+    """Which tokens to mask where an answer is masked from some point on: of n tokens, pads included, the last round(t n).
 
-    `answer`: which answer each token is of, int64 [L], at least 0; -1 outside answers, where the rate is 0. `t` [L]: one
-    value an answer, 0..1. Decoding a token, or a block, at a time from left to right meets these canvases alone; of
-    `corrupt`'s, where each token falls for itself, hardly one shows a whole beginning and nothing after it.
+    `answer`: which answer each token is of, int64 [L], from 0 in the order in which they stand; -1 outside, where nothing
+    is masked. `t` [L]: one value an answer, 0..1. Returns bool [L]. Decoding a token or a block at a time from left to
+    right starts each of them from such a canvas; of `corrupt`'s, where each token falls for itself, hardly one shows a
+    whole beginning and nothing after it.
     """
     inside = answer >= 0
     lengths = torch.bincount(answer[inside], minlength=1)
     first = lengths.cumsum(0) - lengths
     place = inside.cumsum(0) - 1 - first[answer.clamp_min(0)]
     shown = lengths[answer.clamp_min(0)] - (t * lengths[answer.clamp_min(0)]).round()
-    return ((place >= shown) & inside).float()
+    return (place >= shown) & inside
 
 
 def bound_weight(t: Tensor, schedule: MaskSchedule = "linear") -> Tensor:

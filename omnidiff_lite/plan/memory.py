@@ -30,7 +30,7 @@ class Widths:
 
 
 # Autocast casts the input of each linear layer anew (3 for q, k, v; 2 for gate, up) and leaves the stream in float32;
-# weights that are bfloat16 themselves (FSDP2's policy, DeepSpeed) make the stream bfloat16 and share one input.
+# weights that are bfloat16 themselves (FSDP2's policy, the released script's DeepSpeed) make the stream bfloat16 and share one input.
 NUMBERS: dict[Numbers, Widths] = {
     "fp32": Widths(4, 4, 4, 4), "autocast": Widths(2, 4, 3 * 2, 2 * 2), "bf16": Widths(2, 2, 2, 2)}
 
@@ -115,7 +115,8 @@ def memory(config: DenoiserConfig, strategy: Strategy, gpus: int, rows: int, len
     - fsdp2 in bfloat16, as the kit sets it up: the same 16 bytes over N GPUs; working: the ends of the network and two
       layers (one prefetched) gathered in bfloat16, and their gradients in bfloat16 and, to be averaged, in float32;
     - zero2 is fsdp2 that keeps what it gathered until the backward pass is over: whole bfloat16 weights, 2, beside the
-      same 16 over N. DeepSpeed's ZeRO-2, with which the released script trains, shares alike.
+      same 16 over N. DeepSpeed's ZeRO-2, with which the released script trains, shares alike; as
+      the kit sets it up (configs/deepspeed.yaml) its weights are float32, and 4 bytes a parameter come to the 2.
     """
     count = denoiser_parameters(config)
     whole, passing = count.total, count.ends + 2 * count.layer

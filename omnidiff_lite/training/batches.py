@@ -19,7 +19,7 @@ from omnidiff_lite.backbone import DenoiserConfig
 from omnidiff_lite.chat import IGNORE
 from omnidiff_lite.config import ConfigError, TrainingConfig
 from omnidiff_lite.data.packing import PackedRow
-from omnidiff_lite.diffusion.corruption import bound_weight, corrupt, mask_rate, sample_time, suffix_rate
+from omnidiff_lite.diffusion.corruption import bound_weight, corrupt, mask_rate, sample_time, corrupt_suffix
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ def choose_scored(row: PackedRow, config: TrainingConfig, denoiser: DenoiserConf
     """The positions of a row to predict, bool [length]; answers only.
 
     Masked ones: tail pads at the rate gamma * t, one t a sample where `config.time` is "sequence" (the paper), one a
-    token where it is "token" (the released code); the share `config.suffix` of a task's samples have the end of each
-    answer masked, of as many tokens as t says, in place of any. For a causal denoiser, the autoregressive twin, the
+    token where it is "token" (the released code). The share `config.suffix` of a task's samples have the end of each
+    answer masked instead, the share t of its tokens, pads like any other. For a causal denoiser, the autoregressive twin, the
     whole answer.
     """
     labels = torch.from_numpy(row.labels)
@@ -58,10 +58,9 @@ def choose_scored(row: PackedRow, config: TrainingConfig, denoiser: DenoiserConf
         return labels != IGNORE
     generator = torch.Generator().manual_seed(derive_seed(*seed))
     times = _times(row, config, generator)
-    rate = mask_rate(times, config.schedule)
-    if any(config.suffix.values()):
-        rate = torch.where(_from_left(row, config, generator), suffix_rate(answer_numbers(row), times), rate)
-    return corrupt(labels, labels == denoiser.pad_token_id, rate, config.gamma, generator)
+    from_left = _from_left(row, config, generator) if any(config.suffix.values()) else None
+    masked = corrupt(labels, labels == denoiser.pad_token_id, mask_rate(times, config.schedule), config.gamma, generator)
+    return masked if from_left is None else torch.where(from_left, corrupt_suffix(answer_numbers(row), times), masked)
 
 
 def time_weights(row: PackedRow, config: TrainingConfig, denoiser: DenoiserConfig, seed: Sequence[int]) -> Tensor:

@@ -159,9 +159,10 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def tensors(model: nn.Module, optimizers: Optimizers) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """`weights`, and likewise the moments of all optimizers as `<weight>.<moment>`."""
+    """`weights`, and likewise the moments of all optimizers as `<weight>.<moment>`; only the first of several processes
+    gets what others have parts of."""
     if zero.is_partitioned(optimizers):
-        return weights(model), _plain(zero.moments(model, optimizers))
+        return weights(model) if is_first() else {}, zero.moments(model, optimizers)
     moments = get_optimizer_state_dict(model, list(optimizers), options=GATHERED).get("state", {})
     return (weights(model),
             _plain({f"{name}.{key}": value for name, kept in moments.items() for key, value in kept.items()}))
@@ -182,7 +183,7 @@ def restore(model: nn.Module, optimizers: Optimizers, weights: dict[str, Tensor]
         state[name][key] = value
     set_model_state_dict(model, weights, options=GATHERED)
     if zero.is_partitioned(optimizers):
-        return zero.restore(model, optimizers, moments)
+        return zero.restore(model, optimizers, lambda name, _: state[name])
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups = [group | {"params": [names[parameter] for parameter in group["params"]]}
               for optimizer in optimizers for group in optimizer.param_groups]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -29,6 +29,7 @@ class Engine:
         return self.accelerator.no_sync(self.module)
 
     def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a micro-batch's `loss`, a number, to those of the step."""
         self.accelerator.backward(loss)
 
     def update(self, rate: float, look: Callable[[float], None]) -> float:
@@ -45,25 +46,35 @@ class Engine:
             optimizer.zero_grad(set_to_none=True)
         return norm
 
+    def close(self) -> None:
+        """Let go of what hangs on the module."""
+
 
 class ZeroEngine(Engine):
-    """DeepSpeed's, which reduces, clips and updates what each process keeps of gradients and moments by itself."""
+    """DeepSpeed's, which reduces, clips (as its plugin says) and updates what each process keeps, by itself."""
 
-    def averaging(self, last: bool) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def averaging(self, last: bool) -> Iterator[None]:
+        """DeepSpeed averages after each micro-batch, into its own part alone, and steps after the last."""
         self.module.set_gradient_accumulation_boundary(last)
-        return contextlib.nullcontext()
+        yield
 
     def backward(self, loss: Tensor) -> None:
+        """As above."""
         self.module.backward(loss)
 
     def update(self, rate: float, look: Callable[[float], None]) -> float:
-        """As above; DeepSpeed leaves out a step whose gradient is no number by itself, and its norm is then infinite."""
+        """As above; DeepSpeed itself leaves out a step whose gradient is no number, and its norm is then infinite."""
         for optimizer in self.optimizers:
             _set_rate(optimizer, rate)
         self.module.step()
         norm = float(self.module.get_global_grad_norm())
         look(norm)
         return norm
+
+    def close(self) -> None:
+        """Its hooks and flat parts, which another stage of the same denoiser would meet."""
+        self.module.destroy()
 
 
 def engine_of(accelerator: Accelerator, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], clip: float

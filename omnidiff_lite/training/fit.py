@@ -24,8 +24,8 @@ def fit(module: nn.Module, loss: Loss, budget: Budget, *, name: str, seed: int =
 
     `loss(step)` builds the batch of that step (from the step alone, so that a run is repeatable) and returns the loss
     and figures to log. Returns one row a step: step, loss, seconds, learning_rate and those figures.
-    `budget.precision`: "bf16" is autocast round `loss`, where the device multiplies it. Trains on a GPU where there is one, and hands the module back
-    where it was.
+    `budget.precision`: "bf16" is autocast round `loss`, where the device multiplies it. Trains on a GPU where there is
+    one, and hands the module back where it was.
     """
     torch.manual_seed(seed)
     home = next(module.parameters()).device

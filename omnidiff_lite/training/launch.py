@@ -17,9 +17,12 @@ from accelerate.utils import DistributedType, is_deepspeed_available, parse_flag
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from omnidiff_lite.config import TrainingConfig
+from omnidiff_lite.precision import matrix_dtype
 from omnidiff_lite.training.step import TrainingError
 
 Kind = Literal["single", "ddp", "fsdp2", "zero2", "deepspeed"]
+ZERO_USUAL = {"ZERO_STAGE": "2", "CONFIG_FILE": "none", "OFFLOAD_OPTIMIZER_DEVICE": "none",
+              "OFFLOAD_PARAM_DEVICE": "none"}  # of what a launcher may ask of DeepSpeed
 ZERO_BUCKET = 50_000_000  # gradients that DeepSpeed averages at a time: 200 MB
 LAYERS = ["Qwen2DecoderLayer", "Denoiser"]  # sharded and gathered one by one; the second: embeddings, head, adapter
 
@@ -58,8 +61,11 @@ def begin(config: TrainingConfig, rows: int, expected: Expected = Expected()) ->
     started = int(os.environ.get("WORLD_SIZE", 1))
     if rows % started:
         raise TrainingError(f"{rows} rows a step do not divide among {started} processes; change the stage's rows")
-    fsdp = _sharding(config) if parse_flag_from_env("ACCELERATE_USE_FSDP") else None
-    zero = _deepspeed(config, rows // started) if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") else None
+    sharded, partitioned = (parse_flag_from_env(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED"))
+    if sharded and partitioned:
+        raise TrainingError("ACCELERATE_USE_FSDP and ACCELERATE_USE_DEEPSPEED are both set: choose one")
+    fsdp = _sharding(config) if sharded else None
+    zero = _deepspeed(config, rows // started) if partitioned else None
     accelerator = Accelerator(mixed_precision="no", fsdp_plugin=fsdp)
     join()
     if plugin := fsdp or zero:
@@ -89,26 +95,42 @@ def kind_of(accelerator: Accelerator) -> Kind:
     return "single" if accelerator.num_processes == 1 else "ddp"
 
 
+def _device() -> str:
+    """Where the processes will train; accelerate says so only once its plugins are made."""
+    return "cpu" if parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available() else "cuda"
+
+
 def _sharding(config: TrainingConfig) -> FullyShardedDataParallelPlugin:
     """FSDP2 of this denoiser. The launcher's file chooses whether weights are let go of after the forward pass."""
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if config.precision == "bf16" else None
+    bf16 = matrix_dtype(config.precision, _device()) is torch.bfloat16
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else None
     return FullyShardedDataParallelPlugin(
         fsdp_version=2, mixed_precision_policy=policy, auto_wrap_policy="transformer_based_wrap",
         transformer_cls_names_to_wrap=LAYERS, activation_checkpointing=False, cpu_ram_efficient_loading=False)
 
 
 def _deepspeed(config: TrainingConfig, rows: int) -> DeepSpeedPlugin:
-    """ZeRO-2 of weights in float32 (`AnswerLoss` computes in bfloat16); `rows`: of a process a step."""
+    """ZeRO-2 of weights in float32 (`AnswerLoss` computes in bfloat16); `rows`: of a process a step.
+
+    What a launcher's file asks of DeepSpeed beyond that is refused: nothing here was tried with it.
+    """
     if not is_deepspeed_available():
-        raise TrainingError("DeepSpeed is not installed (pip install deepspeed); omnidiff_lite/configs/zero2.yaml "
+        raise TrainingError("DeepSpeed is not installed (pip install 'deepspeed<0.20'); omnidiff_lite/configs/zero2.yaml "
                             "shares the same among the GPUs by torch alone")
+    other = {name: value for name, usual in ZERO_USUAL.items()
+             if (value := os.environ.get(f"ACCELERATE_DEEPSPEED_{name}", usual).lower()) not in (usual, "none")}
+    if other:
+        raise TrainingError(f"of DeepSpeed, stage 2 without offloading and without a file of its own is set up here; the "
+                            f"launcher asks for {other}: use omnidiff_lite/configs/deepspeed.yaml")
     if config.optimizer != "adamw":
         raise TrainingError("DeepSpeed takes one optimizer, and Muon brings AdamW for what is no inner matrix; use "
                             "--set training.optimizer=adamw, or omnidiff_lite/configs/zero2.yaml, which takes both")
+    if _device() == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"  # else a GPU beside it would be taken
     plugin = DeepSpeedPlugin(zero_stage=2, gradient_accumulation_steps=1, gradient_clipping=config.clip)
     plugin.set_mixed_precision("no")
     plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.micro_rows or rows
-    plugin.deepspeed_config["zero_optimization"] |= {"overlap_comm": torch.cuda.is_available(),
+    plugin.deepspeed_config["zero_optimization"] |= {"overlap_comm": _device() != "cpu",
                                                      "reduce_bucket_size": ZERO_BUCKET}
     return plugin
 

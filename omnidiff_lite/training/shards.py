@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,14 @@ def write_shards(folder: Path, model: nn.Module, optimizers: Sequence[torch.opti
 
 def read_shards(folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """Put what `write_shards` wrote in place, whatever the number of processes was and is, sharded or not."""
-    state, parted = get_model_state_dict(model), zero.is_partitioned(optimizers)
-    kept = {} if parted else _moments(model, optimizers)
-    moments = _vectors(zero.moments(model, optimizers)) if parted else _flat(kept)
+    state = get_model_state_dict(model)
     _read(folder / MODEL, state)
-    _read(folder / OPTIMIZER, moments)
     set_model_state_dict(model, state)
-    if parted:
-        return zero.restore(model, optimizers, moments)
+    if zero.is_partitioned(optimizers):
+        return zero.restore(model, optimizers, partial(_moments_in, folder / OPTIMIZER))
+    kept = _moments(model, optimizers)
+    moments = _flat(kept)
+    _read(folder / OPTIMIZER, moments)
     for name, values in kept["state"].items():
         values |= {key: moments[f"{name}.{key}"].view(value.shape) for key, value in values.items()}
     set_optimizer_state_dict(model, list(optimizers), optim_state_dict=kept)
@@ -94,12 +95,14 @@ def _moments(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> d
     return get_optimizer_state_dict(model, list(optimizers))
 
 
+def _moments_in(folder: Path, name: str, parameter: nn.Parameter) -> State:
+    """Those of one weight, whole."""
+    found = {f"{name}.step": torch.zeros(1)} | {f"{name}.{key}": torch.empty(parameter.shape) for key in zero.MOMENTS}
+    _read(folder, found)
+    return {key.removeprefix(f"{name}."): value for key, value in found.items()}
+
+
 def _flat(moments: dict[str, Any]) -> State:
-    """`<weight>.<moment>`, as `_vectors`."""
-    return _vectors({f"{name}.{key}": value
-                     for name, values in moments["state"].items() for key, value in values.items()})
-
-
-def _vectors(moments: State) -> State:
-    """A single number (the step) as a vector of one, which can be cut like any tensor."""
-    return {name: value if value.ndim else value.view(1) for name, value in moments.items()}
+    """`<weight>.<moment>`; a single number (the step) as a vector of one, which can be cut like any tensor."""
+    return {f"{name}.{key}": value if value.ndim else value.view(1)
+            for name, values in moments["state"].items() for key, value in values.items()}

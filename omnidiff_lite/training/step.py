@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -77,7 +76,8 @@ class Stepper:
                 sums += self._backward(batch.to(self.accelerator.device), self.accelerator.num_processes / weight)
         # --- Update, unless a number is none: the weights stay good ------------------------------------------------
         losses, counts = self._sum(sums).tolist()
-        norm = self.engine.update(rate, partial(self._refuse_no_number, step, rate, losses))
+        self._refuse_no_number(step, rate, "loss", losses)
+        norm = self.engine.update(rate, lambda norm: self._refuse_no_number(step, rate, "gradient's norm", [norm]))
         tokens = int(self._sum(torch.tensor(sum(row.tokens for row in rows.values()))))
         positions = self.feed.rows_a_step * self.config.length
         seconds = time.perf_counter() - begun
@@ -89,15 +89,14 @@ class Stepper:
         return figures | {f"loss_{task}": loss / n if n else None
                           for task, loss, n in zip(self.feed.tasks, losses, counts)}
 
-    def _refuse_no_number(self, step: int, rate: float, losses: Sequence[float], norm: float) -> None:
-        """All processes alike: both are of all of them."""
-        if not math.isfinite(sum(losses) + norm):
-            tasks = [task for task, loss in zip(self.feed.tasks, losses) if not math.isfinite(loss)]
+    def _refuse_no_number(self, step: int, rate: float, what: str, values: Sequence[float]) -> None:
+        """`values`: the loss by task, or the norm; on all processes alike, as they are of all of them."""
+        if not math.isfinite(sum(values)):
+            tasks = [task for task, loss in zip(self.feed.tasks, values) if what == "loss" and not math.isfinite(loss)]
             raise TrainingError(
-                f"step {step}: the loss is {sum(losses)}{' (' + ', '.join(tasks) + ')' if tasks else ''}, the "
-                f"gradient's norm {norm}; nothing was updated. The same command goes on from the last checkpoint; "
-                "where it comes again, start afresh (--fresh, or resume=False) with a lower learning rate (here "
-                f"{rate:g})")
+                f"step {step}: the {what} is {sum(values)}{' (' + ', '.join(tasks) + ')' if tasks else ''}; nothing was "
+                "updated. The same command goes on from the last checkpoint; where it comes again, start afresh "
+                f"(--fresh, or resume=False) with a lower learning rate (here {rate:g})")
 
     def _backward(self, batch: Batch, scale: Tensor) -> Tensor:
         """Add the gradient of `scale` times the summed, weighted loss; returns loss and tokens by task, [2, tasks]."""

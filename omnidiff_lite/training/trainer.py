@@ -33,6 +33,7 @@ from omnidiff_lite.config import Preset, StageConfig, TrainingConfig, to_dict
 from omnidiff_lite.data.packing import PackedStream, pack_all
 from omnidiff_lite.data.encode import EncodedSample
 from omnidiff_lite.data.samples import Given, as_samples
+from omnidiff_lite.precision import matrix_dtype
 from omnidiff_lite.provenance import source_hash
 from omnidiff_lite.training.batches import choose_scored, collate
 from omnidiff_lite.training.checkpoint import Checkpoints, Optimizers
@@ -47,7 +48,7 @@ FIGURES = ["loss", "learning_rate", "gradient_norm", "tokens", "scored", "effici
            "data_seconds", "data_share", "seconds"]
 HOW = ("compile", "recompute", "processes", "micro_rows", "checkpoint_every")  # settings that may change when a run is resumed
 # The code that decides what a step does.
-SOURCES = ("adapters.py", "backbone.py", "diffusion/corruption.py", "diffusion/loss.py", "data/packing.py",
+SOURCES = ("adapters.py", "backbone.py", "diffusion/corruption.py", "diffusion/loss.py", "data/packing.py", "precision.py",
            "training/batches.py", "training/engine.py", "training/feed.py", "training/launch.py", "training/muon.py",
            "training/optimizers.py", "training/step.py", "training/trainer.py")
 NOTES = ("transformers_version", "architectures", "dtype", "_name_or_path")  # beside a config's fields once it is saved
@@ -88,7 +89,8 @@ def train_stage(preset: Preset, stage: int, denoiser: Denoiser, datasets: Datase
     accelerator = begin(config, plan.rows, expected)
     twin = denoiser.config.is_causal
     stream = PackedStream(datasets, plan.mix, config.length, plan.rows, seed, **_packing(config, denoiser.config))
-    checkpoints = Checkpoints(Path(out_dir) / "checkpoints", fingerprint(preset, stage, denoiser, stream))
+    checkpoints = Checkpoints(Path(out_dir) / "checkpoints",
+                              fingerprint(preset, stage, denoiser, stream, accelerator.device))
     _same_everywhere(checkpoints.fingerprint)
     module, *optimizers = accelerator.prepare(AnswerLoss(denoiser, config.precision),
                                               *make_optimizers(denoiser, config.optimizer, plan.learning_rate,
@@ -115,6 +117,7 @@ def train_stage(preset: Preset, stage: int, denoiser: Denoiser, datasets: Datase
                 if log:
                     save_position(out_dir, step + 1, feed.position(step + 1))
                 checkpoints.save(step + 1, denoiser, bare)
+        stepper.engine.close()
     if accelerator.is_main_process:
         _data_table(stream, last).to_csv(Path(out_dir) / "data.csv", index=False)
     accelerator.wait_for_everyone()
@@ -136,8 +139,7 @@ def validate(preset: Preset, denoiser: Denoiser, datasets: Datasets, seed: int =
     """
     module, device = AnswerLoss(denoiser.eval(), preset.training.precision), denoiser.device
     # The paper's masks, so that the losses of all runs compare.
-    config = replace(preset.training, schedule="linear", suffix={}, time="sequence",
-                     gamma=TrainingConfig.gamma)
+    config = replace(preset.training, schedule="linear", suffix={}, time="sequence", gamma=TrainingConfig.gamma)
     records = []
     for task, given in datasets.items():
         samples = [s for s in as_samples(given).fetch(range(len(given))) if s and _fits(s, config)]
@@ -159,13 +161,16 @@ def _packing(config: TrainingConfig, denoiser: DenoiserConfig) -> dict[str, int]
             "max_tail_pads": config.max_tail_pads}
 
 
-def fingerprint(preset: Preset, stage: int, denoiser: Denoiser, stream: PackedStream) -> dict[str, Any]:
-    """What makes a run this run: code, settings, data and the weights it starts from, flat and JSON-plain."""
+def fingerprint(preset: Preset, stage: int, denoiser: Denoiser, stream: PackedStream, device: torch.device
+                ) -> dict[str, Any]:
+    """What makes a run this run: code, settings, data, the numbers that its products run in and the weights it starts
+    from, flat and JSON-plain."""
     training = {key: value for key, value in to_dict(preset.training).items()
                 if not isinstance(value, dict) and key not in HOW}
     plan = {key: value for key, value in to_dict(stage_config(preset, stage)).items() if key not in ("mix", "weights")}
     start = _digest(tensor for _, tensor in sorted(denoiser.state_dict().items()))
-    return ({"stage": stage, "seed": stream.seed, "start": start, "source": source_hash(*SOURCES)}
+    products = str(matrix_dtype(preset.training.precision, device)).removeprefix("torch.")
+    return ({"stage": stage, "seed": stream.seed, "start": start, "source": source_hash(*SOURCES), "products": products}
             | {f"training.{key}": value for key, value in training.items()}
             | {f"training.stage{stage}.{key}": value for key, value in plan.items()}
             | {f"training.suffix.{task}": share for task, share in preset.training.suffix.items()}

@@ -5,43 +5,56 @@ So its checkpoints are those of any other run: any number of processes resumes t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from omnidiff_lite.processes import is_first
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 
 
 def is_partitioned(optimizers: Sequence[torch.optim.Optimizer]) -> bool:
     """Whether DeepSpeed has taken over the optimizer."""
-    return any(hasattr(optimizer, "single_partition_of_fp32_groups") for optimizer in optimizers)
+    return any(type(optimizer).__module__.startswith("deepspeed.") for optimizer in optimizers)
 
 
 def moments(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """`<weight>.<moment>`, and `<weight>.step`, whole on every process; all must call it. 0 before the first step."""
+    """`<weight>.<moment>`, and `<weight>.step`, whole and on the CPU; 0 before the first step.
+
+    All processes must call it, as each brings its part of every tensor; the first alone gets them.
+    """
     from deepspeed.utils import safe_get_full_optimizer_state
 
     zero, found = _begun(optimizers), {}
     step = zero.optimizer.state[zero.single_partition_of_fp32_groups[0]]["step"]
     for name, parameter in _trained(model):
-        found |= {f"{name}.{key}": safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+        for key in MOMENTS:
+            whole = safe_get_full_optimizer_state(parameter, key)
+            if is_first():
+                found[f"{name}.{key}"] = whole.cpu()
         found[f"{name}.step"] = torch.as_tensor(float(step))
-    return found
+    return found if is_first() else {}
 
 
-def restore(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], kept: Mapping[str, Tensor]) -> None:
-    """Put what `moments` gave back in place, and the model's weights, as they now are, into the flat parts."""
+def restore(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer],
+            moments_of: Callable[[str, nn.Parameter], dict[str, Tensor]]) -> None:
+    """Put moments in place, and the model's weights, as they now are, into the flat parts.
+
+    `moments_of(name, weight)`: of one weight `exp_avg` and `exp_avg_sq`, shaped like it, and `step`, one number.
+    """
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-    zero = _begun(optimizers)
+    zero, step = _begun(optimizers), 0.0
     for name, parameter in _trained(model):
+        kept = moments_of(name, parameter)
         safe_set_full_fp32_param(parameter, parameter.data)
         for key in MOMENTS:
-            safe_set_full_optimizer_state(parameter, kept[f"{name}.{key}"].to(parameter.device), key)
-        steps = kept[f"{name}.step"]
+            safe_set_full_optimizer_state(parameter, kept[key].to(parameter.device), key)
+        step = float(kept["step"])
     for part in zero.single_partition_of_fp32_groups:
-        zero.optimizer.state[part]["step"].fill_(float(steps))
+        zero.optimizer.state[part]["step"].fill_(step)
 
 
 def _begun(optimizers: Sequence[torch.optim.Optimizer]) -> torch.optim.Optimizer:
