@@ -17,6 +17,7 @@ from typing import Any
 from omnidiff_lite.config import Preset, to_dict
 
 PACKAGE = Path(__file__).parent
+SINCE = {"training": {"suffix": {}}}  # settings that came after results were filed, and the value that changes nothing
 LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "jiwer", "papermill", "espeakng-loader")
 
 
@@ -33,7 +34,14 @@ def config_hash(preset: Preset) -> str:
 
 
 def tree_hash(tree: dict[str, Any]) -> str:
-    """The same of a preset as plain values, in memory or read from a `config.json`."""
+    """The same of a preset as plain values, in memory or read from a `config.json`.
+
+    A setting of `SINCE` that leaves things as they were before it is left out: numbers of before keep their hash.
+    """
+    for section, added in SINCE.items():
+        if section in tree:
+            kept = {key: value for key, value in tree[section].items() if key not in added or value != added[key]}
+            tree = tree | {section: kept}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -51,7 +51,7 @@ def test_a_notebook_runs(road, name):
 @pytest.mark.notebooks
 def test_the_run_leaves_what_the_readme_promises(road):
     artifacts, rows = road
-    most = 10 if multiplies_bf16("cpu") else 20  # minutes on two cores; training takes three times as long in float32
+    most = 10 if multiplies_bf16("cpu") else 30  # minutes on two cores; training takes three times as long in float32
     assert sum(row["minutes"] for row in rows.values()) < most and max(row["peak_gib"] for row in rows.values()) < 6
     assert {p.stem for p in artifacts.tables.glob("*.md")} >= {"table1_speech", "table2_vision", "table3_sampling"}
     assert {p.stem for p in artifacts.tables.glob("*.csv")} >= {"table1_speech", "table2_vision", "table3_sampling"}

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from omnidiff_lite import precision
 from omnidiff_lite.backbone import Denoiser, DenoiserConfig
 from omnidiff_lite.chat import IGNORE
 from omnidiff_lite.cli import main
@@ -31,6 +32,12 @@ SIZES = [(DenoiserSize(64, 192, 2, 4, 2, 1e4, 512), 2, 64), (DenoiserSize(128, 3
 SWITCHED = DenoiserSize(64, 192, 2, 4, 2, 1e4, 512, step_embedding=True, output_heads="modality")
 FULL = denoiser_config(load_preset("full"))
 LENGTH, SCORED = 3072, 2500
+
+
+@pytest.fixture(autouse=True)
+def multiplies_bf16(monkeypatch):
+    """Memory is planned for devices that multiply bfloat16; a CPU that does not would train in float32."""
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: True)
 
 
 def case(size: DenoiserSize, rows: int, length: int, numbers: str = "fp32", recompute: bool = False,

@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 
+from omnidiff_lite.config import load_preset, to_dict
 from omnidiff_lite.data import encode, media
-from omnidiff_lite.provenance import PACKAGE, hash_files, source_hash
+from omnidiff_lite.provenance import PACKAGE, config_hash, hash_files, source_hash, tree_hash
 
 
 def test_a_hash_knows_contents_and_names_but_not_places(tmp_path):
@@ -37,3 +38,11 @@ def test_the_package_and_its_parts_have_hashes_of_their_own():
 @pytest.mark.parametrize("pattern", sorted({*encode.SOURCES, *media.SOURCES}))
 def test_every_named_source_is_there(pattern):
     assert list(PACKAGE.glob(pattern))
+
+
+def test_a_setting_that_came_later_changes_no_hash_until_it_is_used():
+    before = to_dict(load_preset("smoke"))
+    del before["training"]["suffix"]
+    assert tree_hash(before) == config_hash(load_preset("smoke"))
+    used = load_preset("smoke", {"training.suffix": {"asr": 0.5}})
+    assert config_hash(used) != config_hash(load_preset("smoke"))

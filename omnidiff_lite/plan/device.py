@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from omnidiff_lite.evaluation.statistics import Estimate, median_interval
 from omnidiff_lite.measure import seconds_of
@@ -47,7 +50,8 @@ class Rates:
 
 @torch.no_grad()
 def measure_rates(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> Rates:
-    """`bandwidth`: of one large copy, read and written bytes together; `matmul`: of one large square product.
+    """`bandwidth`: of one large copy, read and written bytes together; `matmul`: of one large square product, on a CPU
+    in `dtype` or in float32, whichever is faster: without instructions for bfloat16, one that large takes longest.
 
     Each repeat does the work several times, so that starting it counts for nothing. Both are what a program reaches,
     a few percent below the data sheet.
@@ -57,18 +61,19 @@ def measure_rates(device: torch.device, dtype: torch.dtype, repeats: int = 5) ->
     source = torch.zeros(count, dtype=dtype, device=device)
     target = torch.empty_like(source)
     moved = 2 * source.nbytes * times
-    left = torch.randn(side, side, device=device).to(dtype)
-    product = torch.empty_like(left)
 
     def copy() -> None:
         for _ in range(times):
             target.copy_(source)
 
-    def multiply() -> None:
+    def multiply(left: Tensor, product: Tensor) -> None:
         for _ in range(times):
             torch.mm(left, left, out=product)
 
-    copy(), multiply()  # to warm up
-    rate = {work: median_interval([amount / s for s in seconds_of(work, device, repeats)])
-            for work, amount in ((copy, moved), (multiply, 2 * side**3 * times))}
-    return Rates(rate[copy], rate[multiply])
+    def rate(work: Callable[[], None], amount: float) -> Estimate:
+        work()  # to warm up
+        return median_interval([amount / s for s in seconds_of(work, device, repeats)])
+
+    squares = [torch.randn(side, side, device=device).to(kind) for kind in ([dtype] if large else [dtype, torch.float32])]
+    products = [rate(partial(multiply, left, torch.empty_like(left)), 2 * side**3 * times) for left in squares]
+    return Rates(rate(copy, moved), max(products, key=lambda product: product.value))
