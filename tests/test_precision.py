@@ -37,7 +37,7 @@ def test_a_cpu_that_does_not_multiply_bfloat16_trains_in_float32(monkeypatch):
     assert torch.equal(losses[False]["bf16"], losses[False]["fp32"])
     assert not torch.equal(losses[True]["bf16"], losses[True]["fp32"])
     assert (updates[True].dtype, updates[False].dtype) == (torch.bfloat16, torch.float32)
-    torch.testing.assert_close(updates[True].float(), updates[False], rtol=0, atol=0.03)
+    torch.testing.assert_close(updates[True].float(), updates[False], rtol=0, atol=0.06)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists(),
