@@ -44,7 +44,8 @@ def run(out_dir: Path, *, preset=None, model=None, **options) -> tuple[pd.DataFr
 def child_environment() -> dict[str, str]:
     here = Path(__file__).parent
     paths = [str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    threads = str(torch.get_num_threads())  # as here: in float32 another number adds up in another order
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": threads}
 
 
 def assert_same(ours, theirs) -> None:
