@@ -432,7 +432,7 @@ def test_two_processes_share_the_rows_and_take_the_same_steps(tmp_path):
             train_stage(toys.preset(training__precision="fp32"), 1, toys.denoiser(), toys.datasets(), sys.argv[1],
                         progress=False, stop_after=stop)
     """))
-    environment = child_environment() | {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    environment = child_environment() | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run([*command, str(script), str(tmp_path / "two")], env=environment, check=True, timeout=180)
     log = pd.read_csv(tmp_path / "two" / "log.csv")
