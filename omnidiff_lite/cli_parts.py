@@ -122,7 +122,8 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="folder to train in (default: one for each configuration)")
     parser.add_argument("--fresh", action="store_true", help="do not resume what the folder holds")
     parser.add_argument("--expect", nargs="+", default=[], metavar="WHAT", help="stop unless the launcher gave this "
-                        "many processes, this kind (single, ddp, fsdp2, zero2), this device: --expect 8 fsdp2 cuda")
+                        "many processes, this kind (single, ddp, fsdp2, zero2, deepspeed), this device: "
+                        "--expect 8 fsdp2 cuda")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0, help="processes that decode media of files in --data")
     _broken_arguments(parser, " in each process that trains")

@@ -46,19 +46,17 @@ def mask_rate(t: Tensor, schedule: MaskSchedule = "linear") -> Tensor:
 
 
 def corrupt_suffix(answer: Tensor, t: Tensor) -> Tensor:
-    """Which tokens to mask where an answer is masked from some point on: of n tokens, pads included, the last round(t n).
+    """Which tokens to mask where an answer is masked from some point on: of n, pads included, the last round(t n).
 
-    `answer`: which answer each token is of, int64 [L], from 0 in the order in which they stand; -1 outside, where nothing
-    is masked. `t` [L]: one value an answer, 0..1. Returns bool [L]. Decoding a token or a block at a time from left to
+    `answer`: which answer each token is of, int64 [L], from 0 in the order in which they stand; -1 outside, where
+    nothing is masked. `t` [L]: one value an answer, 0..1. Returns bool [L]. Decoding a token or a block at a time from left to
     right starts each of them from such a canvas; of `corrupt`'s, where each token falls for itself, hardly one shows a
     whole beginning and nothing after it.
     """
-    inside = answer >= 0
+    inside, own = answer >= 0, answer.clamp_min(0)
     lengths = torch.bincount(answer[inside], minlength=1)
-    first = lengths.cumsum(0) - lengths
-    place = inside.cumsum(0) - 1 - first[answer.clamp_min(0)]
-    shown = lengths[answer.clamp_min(0)] - (t * lengths[answer.clamp_min(0)]).round()
-    return (place >= shown) & inside
+    place = inside.cumsum(0) - 1 - (lengths.cumsum(0) - lengths)[own]
+    return (place >= lengths[own] - (t * lengths[own]).round()) & inside
 
 
 def bound_weight(t: Tensor, schedule: MaskSchedule = "linear") -> Tensor:
