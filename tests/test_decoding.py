@@ -46,6 +46,15 @@ def test_schedule():
     assert len(plan(129, 128, 129, block_length=32)) == 128  # begin-of-audio pre-filled: the last block is missing
 
 
+@pytest.mark.parametrize("length", [20, 37, 43, 64])
+def test_blocks_share_all_steps_among_them(length):
+    """The released cut loses some: of 43 tokens' 10 steps five blocks of 8 and one of 3 got 5."""
+    for steps in (length, length // 2, length // 4):
+        steps_of = plan(length, length, steps, block_length=8, spread=True)
+        assert len(steps_of) == steps and {s.start for s in steps_of} == set(range(0, length, 8))
+    assert len(plan(length, length, 1, block_length=8, spread=True)) == -(-length // 8)  # at least one in each
+
+
 # --- filters --------------------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ from omnidiff_lite.backbone import Denoiser
 from omnidiff_lite.config import ConfigError, DenoiserSize
 from omnidiff_lite.diffusion.canvas import Canvas, Span, answer_canvas
 from omnidiff_lite.diffusion.decoding import DecodingConfig, decode
+from omnidiff_lite.diffusion.head import Head
 from omnidiff_lite.diffusion.plain import decode_plain
 from omnidiff_lite.diffusion.result import DecodeResult
 from omnidiff_lite.plan.exact_speed import exact_speed, vocabulary
@@ -47,6 +48,13 @@ RELEASED = {
     "fixed": {"position_penalty": 0.5, "position_penalty_mode": "fixed", "position_free": 5},
     "few steps": {"steps": 4, "schedule": "cosine"},
     "blocks": {"block_length": 4},
+    "blocks, sampled": {"block_length": 4, "temperature": 0.8, "top_p": 0.95, "repetition_penalty": 1.5, "steps": 0.5},
+    "blocks, noisy order": {"block_length": 4, "confidence_temperature": 0.3, "steps": 0.5},
+    "blocks, ramp": {"block_length": 4, "position_penalty": 2.0, "position_free": 5},
+    "blocks, guided": {"block_length": 4, "guidance_scale": 2.0, "guidance_prompt_ids": [1, 2, 3, 4]},
+    "blocks, guided as released": {"block_length": 4, "guidance_scale": 1.0, "guidance_prompt_ids": [1, 2],
+                                   "guidance_alignment": "released"},
+    "token by token": {"block_length": 1},
     "guided": {"guidance_scale": 2.0, "guidance_prompt_ids": [1, 2, 3, 4]},
     "guided as released": {"guidance_scale": 1.0, "guidance_prompt_ids": [1, 2], "guidance_alignment": "released"},
 }
@@ -102,6 +110,19 @@ def test_what_does_not_change_is_not_embedded_again(model, monkeypatch):
     monkeypatch.setattr(Denoiser, "embed", lambda self, ids, *more: seen.append(ids.numel()) or embed(self, ids, *more))
     decode(model, prompts(9), DecodingConfig(length=6, allowed_ids=V.text_range))
     assert seen == [9, 6] + [1] * 6  # the prompt, the masks, then what each step fixed
+
+
+def test_of_blocks_only_the_one_at_hand_is_scored(model, monkeypatch):
+    """Later masks cannot be fixed in this step; where their ranks count, all are scored."""
+    rows: list[int] = []
+    run = Head.logits
+    monkeypatch.setattr(Head, "logits", lambda self, hidden, at: rows.append(len(hidden)) or run(self, hidden, at))
+    config = DecodingConfig(length=6, block_length=3, allowed_ids=V.text_range)
+    decode(model, prompts(9), config)
+    assert rows == [3, 2, 1, 3, 2, 1]
+    rows.clear()
+    decode(model, prompts(9), config.replace(position_penalty=2.0, position_free=2))
+    assert rows == [6, 5, 4, 3, 2, 1]
 
 
 def test_passes_are_counted(model):

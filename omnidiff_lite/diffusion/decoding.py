@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from omnidiff_lite.backbone import Denoiser
 from omnidiff_lite.config import ConfigError
@@ -114,8 +115,7 @@ class Decoder:
         return (self.canvas == self.mask) & self.valid
 
     def _step(self, step: int, active: dict[int, Step]) -> None:
-        rows = torch.zeros_like(self.valid)
-        rows[list(active)] = self._undecided()[list(active)]
+        rows = self._scored(active)
         if self.config.algorithm == "random":
             rows &= self._lottery(rows, active)
         sequence, position = rows.nonzero(as_tuple=True)
@@ -125,6 +125,16 @@ class Decoder:
             self.at[b] += 1
             if self.config.early_stop:
                 self._stop_early(b, step)
+
+    def _scored(self, active: dict[int, Step]) -> Tensor:
+        """The masked positions [B,N] that have to be scored: all, or where no other can matter those of the block."""
+        rows, undecided = torch.zeros_like(self.valid), self._undecided()
+        for b, step in active.items():
+            block = torch.zeros_like(rows[b])
+            block[step.places] = True
+            inside = undecided[b] & block
+            rows[b] = inside if self.config.by_block and inside.any() else undecided[b]
+        return rows
 
     def _lottery(self, rows: Tensor, steps: dict[int, Step]) -> Tensor:
         """The random order: each masked position of the block is drawn with the step's share, in the last one all."""
@@ -142,7 +152,7 @@ class Decoder:
         counts, where = sequence.bincount(minlength=len(self.lengths)).tolist(), []
         for b, own in zip(range(len(counts)), torch.arange(len(sequence)).split(counts)):
             if len(own):
-                where.append(own[self._choose(active[b], position[own], scores, own, self.generators[b])])
+                where.append(own[self._choose(b, active[b], position[own], scores, own)])
         chosen = torch.cat(where)
         sequence, position, fixed = sequence[chosen], position[chosen], scores.tokens[chosen]
         self.canvas[sequence, position] = fixed
@@ -150,14 +160,20 @@ class Decoder:
         self.decided[sequence, position] = torch.where(fixed == self.mask, -1, step)
         self.layout.write(sequence, position, fixed)
 
-    def _choose(self, step: Step, position: Tensor, scores: Scores, own: Tensor, generator: torch.Generator) -> Tensor:
-        """Which of one sequence's rows, numbers `own` among the scores, are fixed in this step."""
+    def _choose(self, b: int, step: Step, position: Tensor, scores: Scores, own: Tensor) -> Tensor:
+        """Which rows of sequence `b`, numbers `own` among the scores, are fixed in this step."""
         if self.config.algorithm == "random" or (
                 self.config.early_stop and bool((scores.tokens[own] == self.pad).all())):
             return torch.arange(len(own))
         inside = (position >= step.start) & (position < step.stop)
-        return choose(scores.sure[own], inside, step, self.config, generator,
-                      None if scores.entropy is None else scores.entropy[own])
+        # Masks that were not scored keep their places, so that equals are ordered as if they had been.
+        masks = self._undecided()[b].nonzero().flatten()
+        before, after = int((masks < position[0]).sum()), int((masks > position[-1]).sum())
+        sure, entropy = scores.sure[own], None if scores.entropy is None else scores.entropy[own]
+        if before or after:
+            inside, sure = (pad(values, (before, after)) for values in (inside, sure))
+            entropy = None if entropy is None else pad(entropy, (before, after))
+        return choose(sure, inside, step, self.config, self.generators[b], entropy) - before
 
     def _score(self, sequence: Tensor, position: Tensor, active: list[int], first: bool) -> Scores:
         """Candidate, confidence and entropy of each masked position."""
@@ -170,12 +186,18 @@ class Decoder:
         logits = filters.filtered(logits, config, allowed, said)
         if config.position_penalty != 1:
             logits = filters.position_penalty(logits, sequence, position, config)
-        uniform = self._uniform(sequence) if config.temperature > 0 else None
+        uniform = self._uniform(sequence, position) if config.temperature > 0 else None
         return filters.score(logits, uniform, config, head.full, position)
 
-    def _uniform(self, sequence: Tensor) -> Tensor:
-        counts = sequence.bincount(minlength=len(self.lengths)).tolist()
-        return torch.cat([torch.rand(n, generator=g) for n, g in zip(counts, self.generators)])
+    def _uniform(self, sequence: Tensor, position: Tensor) -> Tensor:
+        """Random numbers in 0..1 of the positions. A sequence draws for all of its masks, also where a block is scored
+        alone, so that what is drawn does not depend on what is saved."""
+        noise, drawn = torch.zeros(self.canvas.shape), torch.zeros_like(self.valid)
+        drawn[sequence, position] = True
+        for b in sequence.unique().tolist():
+            own = self._undecided()[b] if self.config.by_block else drawn[b]
+            noise[b, own] = torch.rand(int(own.sum()), generator=self.generators[b])
+        return noise[sequence, position]
 
     def _stop_early(self, b: int, step: int) -> None:
         """Fill what nobody will read of sequence `b` with pads."""
@@ -222,5 +244,5 @@ def plan_answer(undecided: Tensor, length: int, config: DecodingConfig, laid_out
         return plan(length, len(places), config.step_count(length), config.eps, config.block_length,
                     schedule=config.schedule)
     count = len(places)
-    steps = plan(count, count, config.step_count(count), config.eps, config.block_length, 1, config.schedule)
+    steps = plan(count, count, config.step_count(count), config.eps, config.block_length, True, config.schedule)
     return [replace(s, start=places[s.start], stop=places[s.stop - 1] + 1) for s in steps]

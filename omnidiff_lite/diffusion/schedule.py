@@ -28,21 +28,25 @@ class Step:
 
 
 def plan(length: int, masks: int, steps: int, eps: float = 1e-3, block_length: int | None = None,
-         fewest: int = 0, schedule: str = "linear") -> list[Step]:
+         spread: bool = False, schedule: str = "linear") -> list[Step]:
     """All steps of one answer of `length` tokens, of which `masks` are undecided at the start.
 
     Time runs in equal strides from 1 to `eps` within each block; a stride from t to s fixes the share 1 - s/t of what
-    is left, so about equally many tokens in each step. Blocks get their proportional part of `steps`, cut in float32
-    as released, but at least `fewest`: 0 leaves a block masked. As many blocks are visited as `masks` fill.
-    `schedule` "cosine": time is the cosine of a quarter turn in equal strides (MaskGIT), so that few tokens are fixed
-    while little is known, and many at the end.
+    is left, so about equally many tokens in each step. Blocks get their proportional part of `steps`: cut in float32 as
+    released, which loses what is left over and may leave a block masked; or, to `spread`, such that all of them are
+    taken, and at least one in each block. As many blocks are visited as `masks` fill. `schedule` "cosine": time is the
+    cosine of a quarter turn in equal strides (MaskGIT), so that few tokens are fixed while little is known, and many
+    at the end.
     """
     block = length if block_length is None else block_length
     steps = min(steps, length)
     result = []
     for start in range(0, math.ceil(masks / block) * block, block):
         stop = min(start + block, length)
-        here = max(fewest, int(np.float32(max(stop - start, 0)) / np.float32(length) * np.float32(steps)))
+        if spread:
+            here = max(1, stop * steps // length - start * steps // length)
+        else:
+            here = int(np.float32(max(stop - start, 0)) / np.float32(length) * np.float32(steps))
         times = torch.linspace(1, eps, here + 1)
         if schedule == "cosine":
             times = eps + (1 - eps) * (torch.linspace(0, 1, here + 1) * torch.pi / 2).cos()

@@ -105,6 +105,14 @@ class DecodingConfig:
         return True
 
     @property
+    def by_block(self) -> bool:
+        """Is a step's block all that it has to score? Not where ranks, noise, neighbours or an end are of all masks;
+        and a random order draws whom it scores."""
+        return (self.block_length is not None and self.algorithm != "random" and self.position_penalty == 1
+                and self.confidence_temperature == 0 and not self.early_stop
+                and (self.guidance_alignment == "aligned" or not self.guided()))
+
+    @property
     def guidance_off(self) -> float:
         """The scale that leaves logits as they are: 1, or in the released form, which adds 1, 0."""
         return 0.0 if self.guidance_alignment == "released" else 1.0
