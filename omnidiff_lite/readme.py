@@ -14,10 +14,18 @@ import pandas as pd
 
 from omnidiff_lite.artifacts import CLONE, Artifacts
 from omnidiff_lite.evaluation.aims import aims_table
+from omnidiff_lite.evaluation.paired import MINUS, TWIN
 from omnidiff_lite.evaluation.records import read_records
 from omnidiff_lite.plan.timing import beside_paper
 
 PRESETS = ("smoke", "cpu")  # whose results are in the clone
+OURS = "diffusion"
+TWINNED = {"speech recognition: WER, lower is better": ("table1_speech", "asr_wer"),
+           "speech synthesis: WER by the judge, lower is better": ("table1_speech", "tts_wer"),
+           "captions all right, %": ("table2_vision", "caption_all_right"),
+           "text to image all right, %": ("table2_vision", "image_all_right"),
+           "POPE, adversarial: accuracy, % (a coin: 50)": ("table2_vision", "pope_adversarial_accuracy"),
+           "MME-Perception, of 1000 (a coin: 375)": ("table2_vision", "mme_p")}
 
 
 def update(readme: Path = CLONE / "README.md", root: Path = CLONE / "results") -> None:
@@ -82,8 +90,21 @@ def aims(written: str, root: Path) -> str:
     frame = aims_table(Artifacts("cpu", root))
     n = [f"{n:.0f}" if pd.notna(n) else "" for n in frame["n"]]
     shown = pd.DataFrame({"aim": frame["aim"], "asked": frame["asked"], "value [95 %]": frame["shown"], "n": n,
-                          "reached": frame["reached"], "ceiling": frame["ceiling"]})
-    return shown.to_markdown(index=False, disable_numparse=True) + "\n"
+                          "reached": frame["reached"], "chance": frame["chance"], "best possible": frame["ceiling"]})
+    met, count = (frame["reached"] == "yes").sum(), len(frame)
+    return shown.to_markdown(index=False, disable_numparse=True) + f"\n\n{met} of {count} are reached.\n"
+
+
+def twin(written: str, root: Path) -> str:
+    """The diffusion beside its autoregressive twin, with the difference paired by item."""
+    records = {(r.table, r.row, r.column): r for r in read_records(Artifacts("cpu", root).metrics) if r.source == "ours"}
+    rows = {}
+    for label, (table, column) in TWINNED.items():
+        cells = [records.get((table, row, column)) for row in (OURS, TWIN, f"{TWIN}{MINUS}{OURS}")]
+        rows[label] = ["-" if r is None else f"{r.value:.1f} [{r.low:.1f}, {r.high:.1f}]" for r in cells]
+        rows[label].append(next((str(r.n) for r in cells if r), ""))
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=["diffusion", "twin", "twin minus diffusion", "n"])
+    return frame.rename_axis("test split").to_markdown(disable_numparse=True) + "\n"
 
 
 def full_size(written: str, root: Path) -> str:
@@ -103,4 +124,4 @@ def full_size(written: str, root: Path) -> str:
 
 
 PARTS: dict[str, Callable[[str, Path], str]] = {"notebooks": notebooks_table, "hardware": hardware, "aims": aims,
-                                                "full_size": full_size}
+                                                "twin": twin, "full_size": full_size}

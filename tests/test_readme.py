@@ -32,8 +32,15 @@ def test_no_tracked_file_names_a_path_of_some_machine():
 
 
 def test_every_linked_file_exists():
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith(("http", "#"))]
     assert len(links) > 15 and all((CLONE / link).exists() for link in links)
+
+
+def test_every_linked_section_exists():
+    sections = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+                for title in re.findall(r"(?m)^#+ (.+)$", README)}
+    links = re.findall(r"\]\(#([^)]+)\)", README)
+    assert links and set(links) <= sections
 
 
 @pytest.mark.parametrize("line", re.findall(r"(?m)^(?:papermill|make) .*$", README))

@@ -28,11 +28,11 @@ NOT_MEASURED, TOO_FEW = "not measured", "too few items"
 ITEMS = 200
 NOTE = (f"The aims were set for the `cpu` preset, with at least {ITEMS} items each; shares of the matrix count its "
         f"{len(CELLS)} cells. With fewer nothing is reached. Reached: the value itself is there, whatever its interval. "
-        "Numbers of another configuration than the run's own (`config.json`) do not count. Brackets: 95 % "
-        "interval; of a difference, paired by item where the run has recorded it so, else the farthest that the two "
-        "intervals allow. \"Of\": what the first of two values must reach besides, since two bad ones differ little as "
-        "well. Ceiling: the same score of the right answers, through tokens and back. Over seeds: mean and 95 % interval "
-        "over evaluation seeds, which draw other items and decode with other noise.")
+        "Numbers of another configuration than the run's own (`config.json`) do not count. Brackets: 95 % interval; of a "
+        "difference, paired by item where the run has recorded it so, else the farthest that the two intervals allow. "
+        "\"Of\": what the first of two values must reach besides, since two bad ones differ little as well. Chance: what "
+        "guessing would score. Ceiling: the best possible, the same score of the right answers, through tokens and back. "
+        "Over seeds: mean and 95 % interval over evaluation seeds, which draw other items and decode with other noise.")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Aim:
 
     `less`: its value is taken off, so that the aim is about a difference; `paired` is the record of that difference
     paired by item, which goes before. That of two bad values is small and means nothing, so `base` is what `key` itself
-    must reach besides. `items`: the fewest that count.
+    must reach besides. `chance`: what answering without a look would score. `items`: the fewest that count.
     """
 
     label: str
@@ -54,6 +54,7 @@ class Aim:
     base: tuple[Best, float] | None = None
     ceiling: Key | None = None
     seeds: Key | None = None
+    chance: float | None = None
     items: int = ITEMS
 
 
@@ -125,8 +126,9 @@ AIMS = (
         ceiling=_vision(RELATED, PICTURE_TOKENS)),
     Aim(f"speech to image, {{full}} steps, {STRICT}", _steps(S2I, "{full}", ALL), 75,
         ceiling=_vision(ALL, PICTURE_TOKENS)),
-    Aim("POPE, adversarial: accuracy", _vision("pope_adversarial_accuracy"), 85),
-    Aim("MME-Perception: the world's five subtasks, of 1000 (1500 of 2000)", _vision("mme_p"), 750, unit="points"),
+    Aim("POPE, adversarial: accuracy", _vision("pope_adversarial_accuracy"), 85, chance=50),
+    Aim("MME-Perception: the world's five subtasks, of 1000 (1500 of 2000)", _vision("mme_p"), 750, unit="points",
+        chance=375),
     Aim("spoken VQA: text answer right", _answers("svqa_right"), 80),
     Aim("spoken VQA: spoken answer right, by the judge", _answers("svqa_spoken_right"), 70,
         ceiling=_answers("svqa_spoken_right", TOKENS)),
@@ -143,7 +145,7 @@ AIMS = (
 
 def aims_table(artifacts: Artifacts, aims: Sequence[Aim] = AIMS) -> pd.DataFrame:
     """One row an aim: aim, asked, shown (value and interval as text), value, low, high, n, seeds, reached ("yes", "no",
-    "too few items" or "not measured"), ceiling, over seeds.
+    "too few items" or "not measured"), chance, ceiling, over seeds.
 
     The numbers of steps are the first two of the run's own (`config.json`), as table 3 has them.
     """
@@ -159,7 +161,7 @@ def aims_markdown(frame: pd.DataFrame) -> str:
     n = [f"{n:.0f}" if pd.notna(n) else "" for n in frame["n"]]
     seeds = [", ".join(map(str, each or ())) for each in frame["seeds"]]
     shown = pd.DataFrame({"aim": frame["aim"], "asked": frame["asked"], "value": frame["shown"], "n": n, "seeds": seeds,
-                          **{name: frame[name] for name in ("reached", "ceiling", "over seeds")}})
+                          **{name: frame[name] for name in ("reached", "chance", "ceiling", "over seeds")}})
     return f"{shown.to_markdown(index=False, disable_numparse=True)}\n\n{NOTE}\n"
 
 
@@ -222,7 +224,8 @@ def _row(aim: Aim, records: Mapping[Key, Record]) -> dict[str, object]:
         asked += f", of {SIGNS[aim.base[0]]} {aim.base[1]:g} %"
     return {"aim": aim.label, "asked": asked, "shown": _text(found) or NOT_MEASURED,
             **{name: getattr(found, name, None) for name in ("value", "low", "high", "n", "seeds")},
-            "reached": reached(aim, found), "ceiling": _text(ceiling),
+            "reached": reached(aim, found), "chance": "" if aim.chance is None else f"{aim.chance:g}",
+            "ceiling": _text(ceiling),
             "over seeds": f"{_text(seeds)}, seeds {', '.join(map(str, seeds.seeds))}" if seeds else ""}
 
 
