@@ -42,11 +42,12 @@ def run(study: Study, variant: Variant, seed: int, model: OmniDiffusion, judges:
 
 
 def split(settings: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fields of `DecodingConfig` (and "style"), and of `AnswerLengths`.
+    """Fields of `DecodingConfig` (and "style"), and of `AnswerLengths`, of which null leaves the checkpoint's own.
 
     Token ids may be named: `{0.25: begin_of_audio}`.
     """
-    lengths = {key.removeprefix(LENGTHS): value for key, value in settings.items() if key.startswith(LENGTHS)}
+    lengths = {key.removeprefix(LENGTHS): value for key, value in settings.items()
+               if key.startswith(LENGTHS) and value is not None}
     decoding = {key: value for key, value in settings.items() if not key.startswith(LENGTHS)}
     if isinstance(decoding.get("prefill"), Mapping):
         decoding["prefill"] = {place: _id(token, vocabulary) for place, token in decoding["prefill"].items()}
