@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from omnidiff_lite.pipeline import Answer
     from omnidiff_lite.vocabulary import Vocabulary
 
-STYLE = {"figure.dpi": 96, "savefig.dpi": 120, "savefig.bbox": "tight", "figure.constrained_layout.use": True, "font.size": 9,
-         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+STYLE = {"figure.dpi": 96, "savefig.dpi": 120, "savefig.bbox": "tight", "figure.constrained_layout.use": True,
+         "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
          "axes.titlesize": 10, "legend.frameon": False}
 TASKS = get_args(Task)
 PALETTE = {"text": "#4c78a8", "special": "#54a24b", "speech": "#e45756", "image": "#f2a900", "mask": "#e6e6e6"}
 
 
 def loss_curves(history: pd.DataFrame, columns: Sequence[str] | None = None, title: str = "",
-                smooth: int = 10, marks: Sequence[float] = (), switches: Sequence[float] = ()) -> Figure:
+                smooth: int = 30, marks: Sequence[float] = (), switches: Sequence[float] = ()) -> Figure:
     """Losses over steps, each as a running mean; `columns` defaults to all that begin with "loss".
 
     A task has the same colour in every figure. The axis is logarithmic where no loss is negative, for the first
@@ -51,7 +51,7 @@ def loss_curves(history: pd.DataFrame, columns: Sequence[str] | None = None, tit
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter(NullFormatter())
     if len(columns) > 1:
-        axis.legend(ncol=3, fontsize=8)
+        axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -166,7 +166,7 @@ def speed_quality(curves: Mapping[str, pd.DataFrame], ylabels: Sequence[str] = (
     """Speed against quality, a panel for each of `curves` by name: columns label, ratio, value, low, high.
 
     Labels that differ in their last number ("threshold 0.9", "threshold 0.5") are one line, with the number at its
-    dots. The band is the interval of `base`.
+    dots. The band is the interval of `base`. Where a y-label ends in "↓" less is better, and the axis points down.
     """
     figure, axes = plt.subplots(1, len(curves), figsize=(5.2 * len(curves), 4.2), squeeze=False)
     for i, (axis, (name, rows)) in enumerate(zip(axes[0], curves.items())):
@@ -181,6 +181,8 @@ def speed_quality(curves: Mapping[str, pd.DataFrame], ylabels: Sequence[str] = (
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=3)
+        if axis.get_ylabel().endswith("↓"):
+            axis.invert_yaxis()
     return figure
 
 
@@ -239,7 +241,7 @@ def heat_map(values: pd.DataFrame, notes: pd.DataFrame | None = None, title: str
              ylabel: str = "", limits: tuple[float, float] = (0, 100), label: str = "percent right") -> Figure:
     """Numbers as colours between `limits`; NaN stays blank. `notes`: words below each, a frame of the same shape."""
     rows, columns = values.shape
-    dark, digits = limits[0] + 0.55 * (limits[1] - limits[0]), 0 if limits[1] - limits[0] > 10 else 2
+    dark, digits = limits[0] + 0.55 * (limits[1] - limits[0]), 1 if limits[1] - limits[0] > 10 else 2
     figure, axis = plt.subplots(figsize=(1.6 + 1.0 * columns, 1.2 + 0.5 * rows))
     shown = axis.imshow(values.to_numpy(float), cmap="YlGnBu", vmin=limits[0], vmax=limits[1], aspect="auto")
     axis.set_xticks(range(columns), [name.replace(" + ", "\n+ ") for name in values.columns], fontsize=8)
@@ -249,7 +251,7 @@ def heat_map(values: pd.DataFrame, notes: pd.DataFrame | None = None, title: str
     for row in range(rows):
         for column in range(columns):
             value, note = values.iat[row, column], "" if notes is None else f"\n{_wrapped(notes.iat[row, column], 15)}"
-            text = "–" if pd.isna(value) else f"{value:.{digits}f}{note}"
+            text = "–" if pd.isna(value) else f"{value:.{digits}f}".removesuffix(".0") + note
             axis.text(column, row, text, ha="center", va="center", fontsize=7,
                       color="white" if value > dark else "#bbbbbb" if pd.isna(value) else "black")
     figure.colorbar(shown, ax=axis, label=label)
@@ -259,4 +261,4 @@ def heat_map(values: pd.DataFrame, notes: pd.DataFrame | None = None, title: str
 def _wrapped(text: str, width: int) -> str:
     import textwrap
 
-    return "\n".join(textwrap.wrap(text, width)[:4])
+    return "\n".join(textwrap.wrap(text, width)[:5])
