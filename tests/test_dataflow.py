@@ -83,8 +83,8 @@ def same(ours, theirs) -> bool:
 @pytest.mark.parametrize("ending", ["\n", "", "\r\n"])
 def test_lines_are_found_by_number_and_blank_ones_passed_over(tmp_path, ending):
     path = tmp_path / "a.jsonl"
-    path.write_bytes(f"{json.dumps(text_row(0))}\n\n{json.dumps(text_row(1))}\r\n\r\n{json.dumps(text_row(2))}{ending}"
-                     .encode())
+    first, second, third = (json.dumps(text_row(number)) for number in range(3))
+    path.write_bytes(f"{first}\n \t \n{second}\r\n\r\n{third}{ending}  ".encode())
     rows = open_rows(path)
     assert [rows.sample(n).messages[0]["content"] for n in (2, 0, 1)] == ["q2", "q0", "q1"] and len(rows) == 3
     assert rows.where(2) == f"{path}, line 5"
@@ -92,7 +92,8 @@ def test_lines_are_found_by_number_and_blank_ones_passed_over(tmp_path, ending):
 
 def test_lines_longer_than_a_block_are_whole(tmp_path, monkeypatch):
     monkeypatch.setattr("omnidiff_lite.data.rows.BLOCK", 7)
-    rows = open_rows(lines(tmp_path / "a.jsonl", [text_row(n) for n in range(5)]))
+    rows = open_rows(lines(tmp_path / "a.jsonl", [text_row(0), " " * 20, *[text_row(n) for n in range(1, 5)], "", " "]))
+    assert len(rows) == 5 and rows.where(1).endswith("line 3")
     assert [rows.sample(n).messages[1]["content"] for n in range(5)] == [f"a{n}" for n in range(5)]
 
 
