@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from omnidiff_lite.cli_registry import arguments, command, overrides, preset_arguments
+from omnidiff_lite.cli_registry import arguments, at_least, command, overrides, preset_arguments
 
 if TYPE_CHECKING:
     from omnidiff_lite.ablation.study import Study
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", nargs="?", help="a .yaml file, or the name of a study in the package")
     preset_arguments(parser)
-    parser.add_argument("--seeds", type=int, help="how many (default: the study's)")
+    parser.add_argument("--seeds", type=at_least(1), help="how many (default: the study's)")
     parser.add_argument("--seed", type=int, default=0, help="the first of them")
     parser.add_argument("--list", action="store_true", help="name the studies in the package, and end")
 

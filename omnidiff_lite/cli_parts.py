@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from omnidiff_lite.cli_registry import arguments, command, load, overrides, preset_arguments
+from omnidiff_lite.cli_registry import arguments, at_least, command, load, overrides, preset_arguments
 
 
 def _data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,7 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
                         "blip3o_journeydb's captions (section 3.3); a killed run goes on")
     parser.add_argument("--speaker", default="espeak", help="who speaks: espeak, or an installed synthesiser")
     parser.add_argument("--split", default="train", help="of the world: train, validation or test")
-    parser.add_argument("--n", type=int, help="samples (default: 100 of the world, all of a corpus)")
+    parser.add_argument("--n", type=at_least(1), help="samples (default: 100 of the world, all of a corpus)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder for the jsonl file and its pictures and recordings")
     _broken_arguments(parser)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from omnidiff_lite.cli_registry import arguments, command, load, overrides, preset_arguments
+from omnidiff_lite.cli_registry import arguments, at_least, command, load, overrides, preset_arguments
 
 if TYPE_CHECKING:
     from omnidiff_lite.artifacts import Artifacts
@@ -38,9 +38,9 @@ def _bench_arguments(parser: argparse.ArgumentParser) -> None:
                         "checkpoint on a CPU as stored)")
     parser.add_argument("--tasks", nargs="+", choices=("t2i", "s2i", "tts"), help="default: t2i tts; of random weights "
                         "all")
-    parser.add_argument("--repeats", type=int, default=3, help="of each timing with random weights (default 3)")
-    parser.add_argument("--items", type=int, default=16, help="answers of each way, 8 at a time (default 16; more "
-                        "make quality surer)")
+    parser.add_argument("--repeats", type=at_least(1), default=3, help="of each timing with random weights (default 3)")
+    parser.add_argument("--items", type=at_least(1), default=16, help="answers of each way, 8 at a time (default 16; "
+                        "more make quality surer)")
     parser.add_argument("--random", action="store_true", help="time random weights of the preset's size beside the "
                         "paper's seconds, without quality; without a checkpoint of the preset this is done anyway")
     parser.add_argument("--compiled", action="store_true", help="torch.compile of the denoiser with random weights")

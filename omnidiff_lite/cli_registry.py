@@ -24,6 +24,15 @@ def arguments(declare: Callable[[argparse.ArgumentParser], None]) -> Callable[[C
     return attach
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an argument that is a whole number, `least` or more."""
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected at least {least}, got {text}")
+        return int(text)
+    return number
+
+
 def preset_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="smoke", help="smoke, cpu, gpu, full, or a .yaml file (default smoke)")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
@@ -40,4 +49,4 @@ def load(options: argparse.Namespace) -> Any:
 def overrides(options: argparse.Namespace) -> dict[str, Any]:
     from omnidiff_lite.notebook import parse_overrides
 
-    return parse_overrides(" ".join(options.overrides))
+    return parse_overrides(options.overrides)

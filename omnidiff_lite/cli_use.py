@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omnidiff_lite.cli_registry import arguments, command, load, overrides, preset_arguments
+from omnidiff_lite.cli_registry import arguments, at_least, command, load, overrides, preset_arguments
 
 if TYPE_CHECKING:
     from omnidiff_lite.chat import Sample
@@ -118,7 +118,8 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     preset_arguments(parser)
     parser.add_argument("--data", type=Path, help="a jsonl file of yours, in place of the world's test split")
     parser.add_argument("--denoiser", type=Path, help="one that `train` saved, in place of the checkpoint's")
-    parser.add_argument("--items", type=int, default=0, help="how many (default: the preset's, or the whole file)")
+    parser.add_argument("--items", type=at_least(0), default=0,
+                        help="how many (default: the preset's, or the whole file)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="a .json file for the records, with their provenance")
 
@@ -187,7 +188,7 @@ def _benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=Path, help="its files, as published")
     parser.add_argument("--pictures", type=Path, help="the folder of its pictures, where they lie elsewhere")
     parser.add_argument("--part", help="one strategy of POPE, subtask of MME, or task of COCO (default: all)")
-    parser.add_argument("--items", type=int, help="only the first so many (default: all)")
+    parser.add_argument("--items", type=at_least(1), help="only the first so many (default: all)")
     parser.add_argument("--speaker", help="an installed synthesiser that says COCO's captions (default: espeak-ng, in "
                         "voices held out of training)")
     preset_arguments(parser)

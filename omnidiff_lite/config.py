@@ -53,6 +53,11 @@ class WorldConfig:
     max_seconds: float = 6.0  # longest utterance kept
     short_share: float = 0.5  # of the sentences spoken in training: one to three words in any order
 
+    def __post_init__(self) -> None:
+        within(self, image_size=(1, ENDLESS), grid=(1, ENDLESS), jitter=(0, ENDLESS), train_voices=(1, ENDLESS),
+               max_seconds=(0.1, ENDLESS), short_share=(0, 1))
+        within(self, max_objects=(1, self.grid**2))  # one a cell
+
 
 @dataclass(frozen=True)
 class StageConfig:
@@ -162,6 +167,10 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         within(self, items=(1, ENDLESS), bootstrap=(1, ENDLESS), batch=(1, ENDLESS))
+        if not self.steps or min(self.steps) < 1:
+            raise ConfigError(f"steps: expected a list of numbers of at least 1, got {list(self.steps)}")
+        if not self.ratios or not all(0 < ratio <= 1 for ratio in self.ratios):
+            raise ConfigError(f"ratios: expected a list of shares above 0 and up to 1, got {list(self.ratios)}")
 
 
 @dataclass(frozen=True)
@@ -190,6 +199,9 @@ class Preset:
         if pooling != 4:
             raise ConfigError("speech_tokenizer.pooling must be 4: the speech decoder speaks 12.5 tokens a second; got "
                               f"{pooling}")
+        if self.speech_tokenizer.codes != self.speech_decoder.codes:
+            raise ConfigError(f"speech_tokenizer.codes is {self.speech_tokenizer.codes}, speech_decoder.codes "
+                              f"{self.speech_decoder.codes}: one codebook, so give both the same")
 
 
 def preset_names() -> list[str]:

@@ -147,6 +147,8 @@ def load_waveform(source: str | Path | Waveform | tuple[np.ndarray, int] | io.By
     """
     name = source if isinstance(source, (str, Path)) else "the recording"
     samples, rate = _samples(source, name)
+    if not rate >= 1:
+        raise MediaError(f"{name}: {rate} samples a second; give the rate that it was recorded at, such as 16000")
     samples = samples.astype(np.float32)
     if samples.ndim > 2 or (samples.ndim == 2 and samples.shape[1] > MAX_CHANNELS):
         raise MediaError(f"{name}: samples of shape {list(samples.shape)}; give [n] or [n, channels]")
@@ -171,7 +173,8 @@ def _samples(source: object, name: object) -> tuple[np.ndarray, int]:
         samples, rate = source
         samples = np.asarray(samples)
         if np.issubdtype(samples.dtype, np.integer):
-            samples = samples / float(np.iinfo(samples.dtype).max + 1)
+            kind = np.iinfo(samples.dtype)
+            samples = samples / 2.0 ** (kind.bits - 1) - float(kind.min == 0)  # unsigned: silence is half of the range
         return samples, rate
     import soundfile
 

@@ -13,6 +13,7 @@ import re
 import time
 import typing
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,10 +51,11 @@ def check_parameters(declared: dict[str, Any], given: dict[str, Any]) -> None:
             raise ParameterError(f"parameter {name} is {value!r}, a {type(value).__name__}: give a {kind.__name__}")
 
 
-def parse_overrides(text: str) -> dict[str, Any]:
-    """"training.gamma=0.3 training.time=token" as a dictionary; `:` may stand for `=`. Raises `ParameterError`."""
+def parse_overrides(given: str | Sequence[str]) -> dict[str, Any]:
+    """"training.gamma=0.3 training.time=token" as a dictionary, or such items one by one, whose values may have spaces
+    in them; `:` may stand for `=`. Raises `ParameterError`."""
     pairs = {}
-    for item in text.split():
+    for item in given.split() if isinstance(given, str) else given:
         key, sign, value = re.match("([^=:]*)([=:]?)(.*)", item).groups()
         if not sign or not key:
             raise ParameterError(f"override {item!r}: write key=value, as in training.gamma=0.3")

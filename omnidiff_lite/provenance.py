@@ -21,10 +21,10 @@ SINCE = {"training": {"suffix": {}}}  # settings that came after results were fi
 LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "jiwer", "papermill", "espeakng-loader")
 
 
-def provenance(preset: Preset, seed: int, started: float, **extra: Any) -> dict[str, Any]:
-    """The record that travels with every number. `started`: `time.time()` when the run began."""
+def provenance(preset: Preset, seed: int, started: float, *, on: str | None = None, **extra: Any) -> dict[str, Any]:
+    """The record that travels with every number. `started`: `time.time()` when the run began; `on`: see `hardware`."""
     return {"preset": preset.name, "config": config_hash(preset), "seed": seed, "code": code_version(),
-            "source": source_hash(), "libraries": library_versions(), "hardware": hardware(),
+            "source": source_hash(), "libraries": library_versions(), "hardware": hardware(on),
             "seconds": round(time.time() - started, 1), "date": time.strftime("%Y-%m-%d", time.gmtime()), **extra}
 
 
@@ -85,12 +85,13 @@ def library_versions() -> dict[str, str]:
 
 
 @cache
-def hardware() -> str:
-    """The GPU's name where one is used, else the CPU's, with cores and memory."""
+def hardware(on: str | None = None) -> str:
+    """The GPU's name, or the CPU's with cores and memory. `on`: "cuda" or "cpu", what a run was told to use; without
+    it a GPU is taken to be used where there is one."""
     import psutil
     import torch
 
-    if torch.cuda.is_available():
+    if on != "cpu" and torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{_cpu_name()}, {cores} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB"

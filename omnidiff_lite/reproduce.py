@@ -59,7 +59,8 @@ ROAD = (
          reads=("omnidiff_lite/ablation/studies", "omnidiff_lite/ablation/differences.yaml"),
          metrics=tuple(f"ablation_{name}" for name in shipped_studies())),
     Step("12_full_scale",
-         reads=("tests/golden", "omnidiff_lite/presets/full.yaml", "omnidiff_lite/presets/smoke.yaml")),
+         reads=("tests/golden", "omnidiff_lite/presets/full.yaml", "omnidiff_lite/presets/smoke.yaml",
+                "results/full/metrics/bench_full_cuda_bfloat16.json", "results/cpu/metrics/bench_cuda.json")),
     Step("13_any_to_any", (CHECKPOINT, JUDGES), metrics=("table1_speech", "table2_vision", "table3_sampling")),
     Step("00_quickstart", (CHECKPOINT,)),  # first to read; runs last here, because it shows what the others made
 )

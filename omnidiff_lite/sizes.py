@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from omnidiff_lite.strict import ENDLESS, ConfigError, within
+
 
 @dataclass(frozen=True)
 class TextTokenizerConfig:
@@ -145,3 +147,10 @@ class DenoiserSize:
     step_embedding: bool = False  # of the share of an answer that is masked; the paper has none
     output_heads: Literal["shared", "modality"] = "shared"  # modality: a layer of its own before the ids of each
     speech_input: Literal["continuous", "discrete"] = "continuous"  # a user's speech: encoder frames | speech tokens
+
+    def __post_init__(self) -> None:
+        within(self, **dict.fromkeys(("hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "rope_theta",
+                                      "max_positions"), (1, ENDLESS)))
+        if self.hidden_size % self.heads or self.heads % self.kv_heads:
+            raise ConfigError(f"heads: expected a divisor of hidden_size {self.hidden_size} and a multiple of kv_heads "
+                              f"{self.kv_heads}, got {self.heads}")

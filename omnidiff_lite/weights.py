@@ -53,7 +53,7 @@ def _files(directory: Path) -> list[tuple[Path, list[str] | None]]:
         return [(directory, None)]
     for name in FILES:
         if (directory / f"{name}.index.json").exists():
-            places = json.loads((directory / f"{name}.index.json").read_text())["weight_map"]
+            places = read_json(directory / f"{name}.index.json")["weight_map"]
             return [(directory / shard, [n for n, at in places.items() if at == shard])
                     for shard in sorted(set(places.values()))]
         if (directory / name).exists():
@@ -120,6 +120,17 @@ def strict_load(module: nn.Module, state: dict[str, Tensor], where: str | Path =
     module.load_state_dict(kept, strict=False, assign=any(t.is_meta for t in own.values()))
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises `CheckpointError` for a file that does not hold one, or not to its end."""
+    try:
+        tree = json.loads(path.read_text())
+    except ValueError as error:  # of JSON, or of bytes that are no text
+        raise CheckpointError(f"{path}: not JSON ({error}); it may be half-written, fetch or write it again") from None
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{path}: holds a {type(tree).__name__}, not an object; fetch or write it again")
+    return tree
+
+
 def write_json(path: Path, value: Any) -> None:
     """Atomic: a reader sees the old file or the whole new one. Raises `CheckpointError` where it cannot be written."""
     partial = path.with_name(path.name + ".partial")
@@ -148,5 +159,5 @@ def read_part_config(config_class: type, directory: str | Path) -> Any:
     path = Path(directory) / "config.json"
     if not path.exists():
         return None
-    tree = json.loads(path.read_text())
+    tree = read_json(path)
     return from_dict(config_class, {k: v for k, v in tree.items() if k != "part"}) if "part" in tree else None

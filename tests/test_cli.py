@@ -8,7 +8,8 @@ import pytest
 from known import JUDGES, KnownModel, Reply
 
 from omnidiff_lite.artifacts import CLONE, Artifacts
-from omnidiff_lite.cli import COMMANDS, main
+from omnidiff_lite.cli import COMMANDS, command_line, main
+from omnidiff_lite.cli_registry import overrides
 from omnidiff_lite.data.shards import read_shards
 from omnidiff_lite.evaluation.records import read_records
 
@@ -161,6 +162,22 @@ def test_errors_are_one_line_with_the_mend(tmp_path, monkeypatch, capsys, argume
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1 and error.startswith(f"omnidiff {arguments[0]}: ")
+
+
+@pytest.mark.parametrize("arguments", [
+    ["data", "--task", "asr", "--n", "-3"], ["evaluate", "asr", "--items", "-1"],
+    ["benchmark", "pope", "x", "--items", "0"], ["bench", "--items", "0"], ["bench", "--repeats", "0"], ["ablate", "steps_speech", "--seeds", "0"]])
+def test_a_number_of_nothing_is_refused(capsys, arguments):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert f"argument {arguments[-2]}: expected at least" in capsys.readouterr().err
+
+
+def test_a_changed_value_may_have_spaces_in_it():
+    options = command_line().parse_args(["train", "--stage", "1", "--set", "evaluation.steps=[64, 16]", "--set",
+                                         "judges.recognition=my models/whisper", "--set", "training.gamma=0.3"])
+    assert overrides(options) == {"evaluation.steps": [64, 16], "judges.recognition": "my models/whisper",
+                                  "training.gamma": 0.3}
 
 
 def test_a_users_own_references_are_read_off_the_messages():

@@ -22,7 +22,7 @@ import pytest
 import toys
 
 from omnidiff_lite.chat import build_messages
-from omnidiff_lite.data import media
+from omnidiff_lite.data import media, tokenize
 from omnidiff_lite.data.broken import BrokenLog
 from omnidiff_lite.data.errors import DataError, GoneError
 from omnidiff_lite.data.packing import WINDOW, PackedStream, pack_row
@@ -83,8 +83,8 @@ def same(ours, theirs) -> bool:
 @pytest.mark.parametrize("ending", ["\n", "", "\r\n"])
 def test_lines_are_found_by_number_and_blank_ones_passed_over(tmp_path, ending):
     path = tmp_path / "a.jsonl"
-    path.write_bytes(f"{json.dumps(text_row(0))}\n\n{json.dumps(text_row(1))}\r\n\r\n{json.dumps(text_row(2))}{ending}"
-                     .encode())
+    first, second, third = (json.dumps(text_row(number)) for number in range(3))
+    path.write_bytes(f"{first}\n \t \n{second}\r\n\r\n{third}{ending}  ".encode())
     rows = open_rows(path)
     assert [rows.sample(n).messages[0]["content"] for n in (2, 0, 1)] == ["q2", "q0", "q1"] and len(rows) == 3
     assert rows.where(2) == f"{path}, line 5"
@@ -92,7 +92,8 @@ def test_lines_are_found_by_number_and_blank_ones_passed_over(tmp_path, ending):
 
 def test_lines_longer_than_a_block_are_whole(tmp_path, monkeypatch):
     monkeypatch.setattr("omnidiff_lite.data.rows.BLOCK", 7)
-    rows = open_rows(lines(tmp_path / "a.jsonl", [text_row(n) for n in range(5)]))
+    rows = open_rows(lines(tmp_path / "a.jsonl", [text_row(0), " " * 20, *[text_row(n) for n in range(1, 5)], "", " "]))
+    assert len(rows) == 5 and rows.where(1).endswith("line 3")
     assert [rows.sample(n).messages[1]["content"] for n in range(5)] == [f"a{n}" for n in range(5)]
 
 
@@ -335,6 +336,23 @@ def test_a_killed_run_leaves_no_worker_and_goes_on(folder):
     assert len(read_shards([folder / "ids"])["asr"]) == 12
 
 
+def test_workers_that_load_media_end_with_a_killed_owner(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(textwrap.dedent("""
+        import os, time
+        from omnidiff_lite.data import media
+
+        if __name__ == "__main__":
+            print(media._pool(2)[0].submit(os.getpid).result(), flush=True)
+            time.sleep(600)
+    """))
+    owner = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    worker = psutil.Process(int(owner.stdout.readline()))
+    owner.kill()
+    owner.communicate()
+    wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, 60)
+
+
 class Killed(toys.ToyParts):
     """In a worker, the second shard ends it as a lack of memory would."""
 
@@ -365,6 +383,23 @@ def test_processes_make_the_same_shards(folder):
     paths = [folder / "text.jsonl", folder / "speech.jsonl"]
     alone = tokenize_files(paths, folder / "one", toys.ToyParts, SIZES, shard_rows=8)
     assert tokenize_files(paths, folder / "two", toys.ToyParts, SIZES, processes=2, shard_rows=8) == alone
+
+
+def test_a_source_is_searched_for_its_lines_once(folder, monkeypatch):
+    opened = []
+    monkeypatch.setattr(tokenize, "open_rows", lambda path: opened.append(path) or open_rows(path))
+    index = tokenize_files([folder / "text.jsonl"], folder / "ids", toys.ToyParts, SIZES, shard_rows=5)
+    assert len(index["shards"]) == 4 and opened == [folder / "text.jsonl"]
+
+
+def test_a_shard_made_again_under_its_name_is_read_anew(tmp_path):
+    path = tmp_path / "shard.safetensors"
+    for number in (1, 5, 3):
+        samples = toys.copying(number, seed=number)
+        write_shard(path, samples, toys.VOCABULARY.pad, {})
+        write_index(tmp_path, [path], {})
+        found = read_shards([tmp_path])["text_qa"].fetch(range(number))
+        assert all(np.array_equal(ours.ids, given.ids) for ours, given in zip(found, samples, strict=True))
 
 
 def test_a_folder_of_another_run_is_refused(folder):

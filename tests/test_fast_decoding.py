@@ -131,6 +131,12 @@ def test_passes_are_counted(model):
     assert decode_plain(model, prompts(4, 4), config).passes == 8  # one by one
 
 
+def test_a_step_that_draws_no_position_is_no_pass(model):
+    config = DecodingConfig(length=4, steps=4, algorithm="random")
+    found = [decoder(model, prompts(4), config) for decoder in (decode, decode_plain)]
+    assert [(result.passes, len(result.history)) for result in found] == [(3, 4)] * 2
+
+
 def test_histories_are_sequences(model):
     result = decode(model, prompts(4), DecodingConfig(length=6, allowed_ids=V.text_range))
     assert len(result.history[1:3]) == 2 and torch.equal(result.history[-1], result.ids)

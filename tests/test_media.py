@@ -75,6 +75,19 @@ def test_integer_samples_are_scaled():
     assert abs(load_waveform(((tone(0.2) * 32767).astype(np.int16), 16000)).samples).max() == pytest.approx(0.3, abs=0.01)
 
 
+def test_unsigned_samples_are_silent_in_the_middle_of_their_range():
+    wave = load_waveform(((tone(0.2) * 127 + 128).astype(np.uint8), 16000))
+    assert abs(wave.samples.mean()) < 0.01 and abs(wave.samples).max() == pytest.approx(0.3, abs=0.01)
+    with pytest.raises(MediaError, match="silent"):
+        load_waveform((np.full(8000, 128, np.uint8), 16000))
+
+
+@pytest.mark.parametrize("source", [(tone(0.2), 0), Waveform(tone(0.2), -8000)])
+def test_a_rate_that_is_none_is_told(source):
+    with pytest.raises(MediaError, match="samples a second; give the rate that it was recorded at"):
+        load_waveform(source)
+
+
 def test_an_unreadable_recording_names_the_formats_that_work(tmp_path):
     (tmp_path / "memo.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(200))
     with pytest.raises(MediaError, match="memo.m4a.*WAV or FLAC.*FLAC"):

@@ -123,6 +123,7 @@ def test_files_are_never_cached(tmp_path):
 
 @pytest.mark.parametrize("kind, ref", [
     ("image", "nowhere.png"), ("speech", "nowhere.wav"), (None, "scene:{"), (None, 'chart:{"kind": "pie"}'),
+    (None, "chart:[1]"), (None, 'scene:{"background": "grey", "objects": [], "grid": 2, "jitter": []}'),
     (None, "speech:{}"),
     (None, 'speech:{"text": "...", "voice": {"name": "x", "language": "en-us", "variant": "m1"}}')])
 def test_a_bad_reference_is_one_error_that_names_it(kind, ref):

@@ -20,6 +20,7 @@ from omnidiff_lite.pipeline import AnswerLengths, OmniDiffusion, RequestError
 from omnidiff_lite.pipeline.requests import read_request
 from omnidiff_lite.pipeline.settings import answer_canvas_of, spoken_room
 from omnidiff_lite.pipeline.system import token_mask
+from omnidiff_lite.vocabulary import VocabularyError
 from omnidiff_lite.weights import CheckpointError
 
 RNG = np.random.default_rng(0)
@@ -195,6 +196,21 @@ def test_a_saved_system_answers_alike(tiny_model, tmp_path):
     assert loaded.settings == tiny_model.settings
 
 
+def test_a_saved_system_knows_where_it_pre_fills(tiny_model, tmp_path):
+    """JSON writes the places as text."""
+    begin = tiny_model.tokenizers.vocabulary.begin_of_audio
+    settings = dataclasses.replace(tiny_model.settings, decoding={"sqa": {"prefill": {0.25: begin}}})
+    OmniDiffusion(tiny_model.denoiser, tiny_model.tokenizers, settings).save_pretrained(tmp_path / "system")
+    loaded = OmniDiffusion.from_pretrained(tmp_path / "system")
+    assert loaded.settings == settings
+    answer = loaded.generate(Speech(SOUND), to=("text", "speech"), decoding={"steps": 2})
+    assert answer.ids[int(0.25 * len(answer.ids))] == begin
+    path = tmp_path / "system" / "system.json"
+    path.write_text(path.read_text().replace('"0.25"', '"early"'))
+    with pytest.raises(ConfigError, match="system.json: prefill: expected {fraction"):
+        OmniDiffusion.from_pretrained(tmp_path / "system")
+
+
 def test_a_half_written_system_is_not_taken(tiny_model, tmp_path):
     tiny_model.save_pretrained(tmp_path / "system")
     weights = tmp_path / "system" / "image_tokenizer" / "model.safetensors"
@@ -203,6 +219,17 @@ def test_a_half_written_system_is_not_taken(tiny_model, tmp_path):
         OmniDiffusion.from_pretrained(tmp_path / "system")
     (tmp_path / "system" / "system.json").unlink()
     with pytest.raises(CheckpointError, match="make reproduce"):
+        OmniDiffusion.from_pretrained(tmp_path / "system")
+
+
+@pytest.mark.parametrize("name, error", [
+    ("system.json", CheckpointError), ("image_tokenizer/config.json", CheckpointError),
+    ("text_tokenizer/tokenizer_config.json", VocabularyError)])
+def test_a_file_of_settings_that_is_cut_off_is_named(tiny_model, tmp_path, name, error):
+    tiny_model.save_pretrained(tmp_path / "system")
+    path = tmp_path / "system" / name
+    path.write_text(path.read_text()[:-3])
+    with pytest.raises(error, match=f"{name}: not JSON .*half-written, fetch or write it again"):
         OmniDiffusion.from_pretrained(tmp_path / "system")
 
 

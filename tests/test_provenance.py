@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 
 import pytest
+import torch
 
 from omnidiff_lite.config import load_preset, to_dict
 from omnidiff_lite.data import encode, media
-from omnidiff_lite.provenance import PACKAGE, config_hash, hash_files, source_hash, tree_hash
+from omnidiff_lite.provenance import PACKAGE, config_hash, hardware, hash_files, source_hash, tree_hash
 
 
 def test_a_hash_knows_contents_and_names_but_not_places(tmp_path):
@@ -46,3 +47,14 @@ def test_a_setting_that_came_later_changes_no_hash_until_it_is_used():
     assert tree_hash(before) == config_hash(load_preset("smoke"))
     used = load_preset("smoke", {"training.suffix": {"asr": 0.5}})
     assert config_hash(used) != config_hash(load_preset("smoke"))
+
+
+def test_the_hardware_of_a_run_told_to_use_the_cpu_is_the_cpu(monkeypatch):
+    """On a machine that has a GPU as well."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    hardware.cache_clear()
+    found = [hardware(on) for on in ("cpu", "cuda", None)]
+    hardware.cache_clear()
+    assert "cores" in found[0] and found[1:] == ["1 x a GPU"] * 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -254,6 +255,15 @@ def test_a_tokenizer_that_does_not_fit_is_told(folder, tmp_path, change, error, 
         + f"text_tokenizer: {tmp_path / 'text'}\n")
     with pytest.raises(error, match=words):
         OmniDiffusion.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Omni-Diffusion/config.json", "Omni-Diffusion/model.safetensors.index.json",
+                                  "glm-4-voice-tokenizer/config.json"])
+def test_a_file_of_settings_that_is_cut_off_is_named(folder, tmp_path, name):
+    parts = shutil.copytree(folder / "parts", tmp_path / "parts")
+    (parts / name).write_text((parts / name).read_text()[:-3])
+    with pytest.raises(CheckpointError, match=f"{name}: not JSON .*half-written, fetch or write it again"):
+        OmniDiffusion.from_pretrained(parts, device="cpu")
 
 
 # --- converting ------------------------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from omnidiff_lite.config import ConfigError, load_preset
 from omnidiff_lite.evaluation.aims import AIMS
 from omnidiff_lite.freshness import PACKAGE, code_used
 from omnidiff_lite.notebook import ParameterError, begin, check_parameters, parse_overrides
+from omnidiff_lite.plan.bench import bench_file
+from omnidiff_lite.plan.timing import bench_name
 from omnidiff_lite.provenance import provenance
 from omnidiff_lite.tokenizers import Tokenizers
 
@@ -107,6 +109,13 @@ def test_a_notebook_that_shows_other_metrics_runs_again_when_they_change(two_not
     run()
     out = capsys.readouterr().out
     assert "01_make: its code, parameters or inputs changed" in out and "02_use: up to date" in out
+
+
+def test_the_recorded_timings_that_notebook_12_shows_are_declared():
+    names = {f"results/full/metrics/{bench_name('full', 'cuda', 'bfloat16')}.json",
+             f"results/cpu/metrics/{bench_file('cuda')}"}
+    assert names <= set(next(step for step in road.ROAD if step.name == "12_full_scale").reads)
+    assert all((road.CLONE / name).is_file() for name in names)
 
 
 def test_the_table_of_aims_declares_the_metrics_that_it_reads():

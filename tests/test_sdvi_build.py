@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from omnidiff_lite.cli import main
 from omnidiff_lite.data.broken import BrokenLog
 from omnidiff_lite.data.errors import DataError
 from omnidiff_lite.data.jsonl import read_samples
-from omnidiff_lite.data.sdvi import build_sdvi
+from omnidiff_lite.data.sdvi import build_sdvi, recording
 from omnidiff_lite.media import Waveform
 from omnidiff_lite.world import synthesisers
 from omnidiff_lite.world.synthesisers import Espeak, synthesiser
@@ -99,6 +100,21 @@ def test_a_voice_depends_on_the_sample_and_the_seed_alone(asked, tmp_path):
                    build_sdvi("svqa", samples, tmp_path / name, Tone(), seed=seed, log=lenient()).read_text().splitlines()]
             for name, samples, seed in (("all", asked, 0), ("last", asked[-1:], 0))}
     assert rows["all"][-1] == rows["last"][0]
+
+
+def test_two_processes_may_make_one_recording_at_once(tmp_path, monkeypatch):
+    """The second one begins and ends between the first one's writing and its renaming."""
+    save, firsts = Waveform.save, [True, False]
+
+    def meanwhile(wave, path):
+        save(wave, path)
+        if firsts.pop(0):
+            recording("hi", "clip1.wav", tmp_path, Tone())
+
+    monkeypatch.setattr(Waveform, "save", meanwhile)
+    monkeypatch.setattr("os.getpid", itertools.count().__next__)
+    name = recording("hi", "clip1.wav", tmp_path, Tone())
+    assert [path.name for path in (tmp_path / "audios").iterdir()] == [name.removeprefix("audios/")]
 
 
 def test_another_corpus_or_seed_or_task_is_refused(asked, tmp_path):

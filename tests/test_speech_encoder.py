@@ -134,6 +134,14 @@ def test_released_layouts(tmp_path, prefix):
     torch.testing.assert_close(encoder.cmvn, FRONTEND["cmvn"][:, :40])
 
 
+@pytest.mark.parametrize("text", ["encoder_conf: {output_size: 5", "encoder_co", ""])
+def test_a_config_that_is_cut_off_is_named(tmp_path, text):
+    write_released(tmp_path)
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(CheckpointError, match="config.yaml: not YAML with sections; it may be half-written"):
+        SpeechEncoder.from_pretrained(tmp_path)
+
+
 def test_statistics_may_lie_elsewhere_but_not_be_missing(tmp_path):
     write_released(tmp_path)
     with pytest.raises(CheckpointError, match="am.mvn"):

@@ -79,6 +79,9 @@ def test_bad_requests_are_named():
         Scene.from_dict({**PAIR.to_dict(), "objects": [{**LONE.to_dict()["objects"][0], "color": "mauve"}]})
     with pytest.raises(ValueError, match="not a scene: KeyError 'objects'"):
         Scene.from_dict({"background": "grey"})
+    with pytest.raises(ValueError, match="two of its objects are in one cell"):
+        Scene.from_dict({**PAIR.to_dict(), "objects": [LONE.to_dict()["objects"][0], PAIR.to_dict()["objects"][0] | {
+            "cell": [1, 1]}]})
     with pytest.raises(ValueError, match="no picture recipe"):
         picture("photo.png", 64)
 
@@ -269,6 +272,20 @@ def test_charts_of_two_splits_are_never_the_same():
             for split in ("train", "validation", "test")}
     assert not kept["train"] & kept["test"] and not kept["train"] & kept["validation"]
     assert all(item_split(key) == split for split, keys in kept.items() for key in keys)
+
+
+@pytest.mark.parametrize("chart, words", [
+    ([1], "not a chart: a list"), ({"kind": ["sign"]}, "not a chart: kind"),
+    ({"kind": "sign", "text": "café", "board": "red", "background": "white"}, "not a sign: no letter 'É'"),
+    ({"kind": "sign", "text": 7, "board": "red", "background": "white"}, "not a sign"),
+    ({"kind": "sign", "text": "stop", "board": "mauve", "background": "white"}, "not a sign: no color 'mauve'"),
+    ({"kind": "web", "word": "stop", "number": -1, "header": "red", "button": "blue"}, "not a web: no letter '-'"),
+    ({"kind": "chart", "colors": ["red", "blue", "pink"], "heights": [1, 2, 3], "background": {}}, "no background"),
+    ({"kind": "chart", "colors": [], "heights": [], "background": "white"}, "no number of bars 0"),
+    ({"kind": "map", "landmarks": [["star", "red", [0, 3]]], "route": [], "background": "white"}, "no crossing")])
+def test_a_chart_that_cannot_be_drawn_is_told(chart, words):
+    with pytest.raises(ValueError, match=words):
+        picture("chart:" + json.dumps(chart), 64)
 
 
 def test_bar_questions_are_answered_from_the_bars():

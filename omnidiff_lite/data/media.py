@@ -30,6 +30,7 @@ import PIL.Image
 from omnidiff_lite.data.errors import DataError
 from omnidiff_lite.data.members import is_member, read_member
 from omnidiff_lite.media import MediaError, Waveform, load_image, load_waveform
+from omnidiff_lite.orphans import end_with
 from omnidiff_lite.provenance import source_hash
 from omnidiff_lite.world import recipes, voices
 
@@ -151,7 +152,7 @@ def _pool(workers: int) -> tuple[ProcessPoolExecutor, ctypes.c_byte]:
     since forking a threaded torch is unsafe."""
     context = multiprocessing.get_context("spawn")
     begun = context.RawValue(ctypes.c_byte, 0)  # without a lock, which a killed process would keep
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(begun,))
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(begun, os.getpid()))
     # A spawned process would wait for its own for ever. First of all: 10 and less end the queue that tells them.
     multiprocessing.util.Finalize(None, _shut, (weakref.ref(pool),), exitpriority=100)
     return pool, begun
@@ -162,9 +163,10 @@ def _shut(pool: weakref.ref[ProcessPoolExecutor]) -> None:
         found.shutdown()
 
 
-def _begin(begun: ctypes.c_byte) -> None:
+def _begin(begun: ctypes.c_byte, owner: int) -> None:
     """An interrupt is for the process that owns the workers; they end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with(owner)
     begun.value = 1
 
 

@@ -33,8 +33,7 @@ def read_bytes(path: str | Path, offset: int, size: int) -> bytes:
             file.seek(offset)
             data = file.read(size)
     except OSError as error:
-        raise GoneError(f"{path}: the file is gone or cannot be read ({error}); put it back and run again, which goes "
-                        "on from the last checkpoint") from None
+        raise gone(path, error) from None
     while len(data) < size:  # a raw read may give less than asked for
         with open(path, "rb") as file:
             file.seek(offset + len(data))
@@ -44,3 +43,9 @@ def read_bytes(path: str | Path, offset: int, size: int) -> bytes:
                             "file back and run again, which goes on from the last checkpoint")
         data += more
     return data
+
+
+def gone(path: str | Path, error: OSError) -> GoneError:
+    """The error to raise for a file that cannot be opened."""
+    return GoneError(f"{path}: the file is gone or cannot be read ({error}); put it back and run again, which goes on "
+                     "from the last checkpoint")

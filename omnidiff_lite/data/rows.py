@@ -76,11 +76,9 @@ class JsonlRows(Rows):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
-        ends = np.fromiter(_line_ends(self.path), np.int64)
-        starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)
-        filled = ends > starts
-        for number in np.flatnonzero(ends - starts == 1):  # a carriage return alone is blank too
-            filled[number] = read_bytes(self.path, int(starts[number]), 1) != b"\r"
+        lines = np.fromiter(_lines(self.path), [("end", np.int64), ("filled", bool)])
+        ends, filled = lines["end"], lines["filled"]
+        starts = np.concatenate([np.zeros(1, np.int64), ends + 1])[:-1]
         self._starts, self._ends, self._lines = starts[filled], ends[filled], np.flatnonzero(filled) + 1
 
     def __len__(self) -> int:
@@ -163,16 +161,18 @@ class ListRows(Rows):
         return self._rows[number]
 
 
-def _line_ends(path: Path) -> Iterator[int]:
-    """Where each line ends: at its newline, or at the end of the file."""
-    done = 0
+def _lines(path: Path) -> Iterator[tuple[int, bool]]:
+    """Where each line ends, at its newline or at the end of the file, and whether it holds more than white space."""
+    done, filled = 0, False
     with open(path, "rb") as file:
-        last = b"\n"
         while block := file.read(BLOCK):
-            yield from (done + np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))).tolist()
-            done, last = done + len(block), block[-1:]
-    if last != b"\n":
-        yield done
+            *ended, rest = block.split(b"\n")
+            for piece in ended:
+                yield done + len(piece), filled or bool(piece.strip())
+                done, filled = done + len(piece) + 1, False
+            done, filled = done + len(rest), filled or bool(rest.strip())
+    if filled:
+        yield done, True
 
 
 def _groups(path: Path) -> Iterator[tuple[int, int]]:

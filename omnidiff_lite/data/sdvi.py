@@ -135,7 +135,7 @@ def recording(text: str, voice: str, out: Path, speaker: Synthesiser) -> str:
     name = f"audios/{hashlib.sha256(json.dumps([voice, text]).encode()).hexdigest()[:20]}.flac"
     if not (out / name).exists():
         wave = load_waveform(speaker.speak(text, voice))  # not silent, not longer than the encoder takes
-        partial = out / name.replace(".flac", ".partial.flac")
+        partial = out / name.replace(".flac", f".{os.getpid()}.partial.flac")  # another process may say it too
         wave.save(partial)
         os.replace(partial, out / name)
     return name

@@ -12,14 +12,23 @@ from typing import Any
 import numpy as np
 
 from omnidiff_lite.data.errors import DataError
-from omnidiff_lite.data.members import read_bytes
+from omnidiff_lite.data.members import gone, read_bytes
 
 _TYPES = {"I32": np.int32, "I64": np.int64, "F16": np.float16, "U8": np.uint8}
 
 
+def _head(path: str | Path) -> tuple[int, dict[str, Any]]:
+    """Where the tensors begin, and what the head says of them. Raises `GoneError` where the file has vanished."""
+    try:
+        seen = os.stat(path)
+    except OSError as error:
+        raise gone(path, error) from None
+    return _head_of(os.fspath(path), seen.st_size, seen.st_mtime_ns)
+
+
 @lru_cache(maxsize=4096)
-def _head(path: str) -> tuple[int, dict[str, Any]]:
-    """Where the tensors begin, and what the head says of them."""
+def _head_of(path: str, file_size: int, changed: int) -> tuple[int, dict[str, Any]]:
+    """Of the file as it is: one that is made again under its name has a head of its own."""
     size = int.from_bytes(read_bytes(path, 0, 8), "little")
     try:
         return 8 + size, json.loads(read_bytes(path, 8, size))
@@ -29,7 +38,7 @@ def _head(path: str) -> tuple[int, dict[str, Any]]:
 
 def read_rows(path: str | Path, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
     """Rows `start..stop-1` of a tensor (default: all). Raises `GoneError` where the file has vanished."""
-    begin, head = _head(os.fspath(path))
+    begin, head = _head(path)
     entry = head[name]
     shape, dtype = entry["shape"], np.dtype(_TYPES[entry["dtype"]])
     width = prod(shape[1:]) * dtype.itemsize
@@ -40,4 +49,4 @@ def read_rows(path: str | Path, name: str, start: int = 0, stop: int | None = No
 
 def read_notes(path: str | Path) -> dict[str, str]:
     """The file's metadata."""
-    return _head(os.fspath(path))[1].get("__metadata__", {})
+    return _head(path)[1].get("__metadata__", {})

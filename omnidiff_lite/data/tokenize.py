@@ -67,7 +67,7 @@ def tokenize_files(paths: Sequence[str | Path], out: str | Path, load: Load, ima
     jobs = list(_jobs(sources, out, shard_rows))
     log = BrokenLog(out / "broken.jsonl", most, share)
     with tqdm(total=sum(map(len, sources)), desc="samples", unit="", mininterval=5.0, disable=not progress) as bar:
-        for job in _done(jobs, load, tokenizers, how, processes):
+        for job in _done(jobs, sources, load, tokenizers, how, processes):
             _tell(log, job)
             bar.update(job.stop - job.start)
     log.close()
@@ -109,13 +109,15 @@ def _tell(log: BrokenLog, job: Job) -> None:
 
 # --- the work ---------------------------------------------------------------------------------------------------------
 
-def _done(jobs: Sequence[Job], load: Load, tokenizers: Tokenizers, how: How, processes: int) -> Iterator[Job]:
+def _done(jobs: Sequence[Job], sources: Sequence[Rows], load: Load, tokenizers: Tokenizers, how: How,
+          processes: int) -> Iterator[Job]:
     """Each job once its shard is there; those of an earlier run first."""
     left = [job for job in jobs if not job.shard.exists()]
     yield from (job for job in jobs if job.shard.exists())
     if processes < 2 or len(left) < 2:
+        opened = {rows.path: rows for rows in sources}
         for job in left:
-            _make(job, open_rows(job.source), _encoder_of(tokenizers, how))
+            _make(job, opened[job.source], _encoder_of(tokenizers, how))
             yield job
         return
     threads = max(1, (os.cpu_count() or 1) // processes)

@@ -59,7 +59,7 @@ def _decode_one(model: Denoiser, config: DecodingConfig, prompt: Tensor, blank: 
     given = x != mask
     if not laid_out:
         prefill(x[None], [len(x)], config)
-    decided, confidence, history = torch.full_like(x, -1), torch.full(x.shape, torch.nan), []
+    decided, confidence, history, passes = torch.full_like(x, -1), torch.full(x.shape, torch.nan), [], 0
     for number, step in enumerate(plan_answer(x == mask, len(x), config, laid_out)):
         if not (x == mask).any():
             break
@@ -69,6 +69,7 @@ def _decode_one(model: Denoiser, config: DecodingConfig, prompt: Tensor, blank: 
         rows = rows.nonzero().flatten()
         if len(rows):
             logits = _logits(model, config, prompt, blank, x)[rows].float()
+            passes += 1
             said = x[~given & (x != mask)] if number else x[:0]
             own = None if allowed is None else allowed[rows]
             probabilities = _filtered(logits, config, rows, own, said).softmax(-1)
@@ -79,7 +80,7 @@ def _decode_one(model: Denoiser, config: DecodingConfig, prompt: Tensor, blank: 
             confidence[where] = sure[chosen].masked_fill(fixed == mask, torch.nan)
             decided[where] = torch.where(fixed == mask, -1, number)
         history.append(x.clone())
-    return DecodeResult(x, history, decided, confidence, [len(x)], len(history))
+    return DecodeResult(x, history, decided, confidence, [len(x)], passes)
 
 
 def _logits(model: Denoiser, config: DecodingConfig, prompt: Tensor, blank: Tensor | None, x: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ Three layouts are read: the kit's directory (`system.json`), a directory with re
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from omnidiff_lite.pipeline.settings import AnswerLengths, SystemSettings
 from omnidiff_lite.tokenizers import Tokenizers
 from omnidiff_lite.tokenizers.speech_encoder import OMNI_PREFIX
 from omnidiff_lite.tokenizers.speech_features import read_statistics
-from omnidiff_lite.weights import FILES, CheckpointError, weight_names
+from omnidiff_lite.weights import FILES, CheckpointError, read_json, weight_names
 
 SYSTEM, SYSTEM_FILE = "system.json", "system.yaml"
 HUB = {"denoiser": "lijiang/Omni-Diffusion", "text_tokenizer": "lijiang/Omni-Diffusion",
@@ -71,15 +70,14 @@ class Located:
 def locate(where: str | Path) -> Located:
     """Find the parts of a system: a directory, a `system.yaml`, or a hub id where nothing local has that name.
 
-    Raises `CheckpointError` naming the parts that are missing and where they can be had, `ConfigError` for a
-    `system.yaml` with a key that does not exist.
+    Raises `CheckpointError` naming the parts that are missing and where they can be had, or a file that is not whole;
+    `ConfigError` for a `system.yaml` with a key that does not exist.
     """
     root = find(where)
     if root.is_file() or (root / SYSTEM_FILE).exists() and not (root / SYSTEM).exists():
         return _read_system_file(root if root.is_file() else root / SYSTEM_FILE)
     if (root / SYSTEM).exists():
-        settings = from_dict(SystemSettings, json.loads((root / SYSTEM).read_text()))
-        return Located({part: root / part for part in PARTS}, settings)
+        return Located({part: root / part for part in PARTS}, _read_settings(root / SYSTEM))
     return _side_by_side(root, {})
 
 
@@ -98,6 +96,17 @@ def find(where: str | Path, base: Path = Path()) -> Path:
     except Exception as error:  # the hub's own errors, and those of the network
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{where}: no such directory here, and not to be had from the hub ({reason})") from error
+
+
+def _read_settings(path: Path) -> SystemSettings:
+    """`system.json`. JSON knows keys of text alone: places of what is pre-filled become numbers again."""
+    settings = from_dict(SystemSettings, read_json(path))
+    try:
+        decoding = {task: fields | {"prefill": {float(place): token for place, token in fields["prefill"].items()}}
+                    if "prefill" in fields else fields for task, fields in settings.decoding.items()}
+    except (AttributeError, ValueError):
+        raise ConfigError(f"{path}: prefill: expected {{fraction from 0 to below 1: token id}}") from None
+    return dataclasses.replace(settings, decoding=decoding)
 
 
 def _read_system_file(path: Path) -> Located:
@@ -151,7 +160,7 @@ def _candidates(part: str, base: Path) -> list[Path]:
 
 def _is_released(directory: Path) -> bool:
     path = directory / "config.json"
-    return path.exists() and json.loads(path.read_text()).get("model_type") in RELEASED_TYPES
+    return path.exists() and read_json(path).get("model_type") in RELEASED_TYPES
 
 
 def _has_weights(directory: Path) -> bool:

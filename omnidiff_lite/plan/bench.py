@@ -68,8 +68,8 @@ def bench(preset: Preset, artifacts: Artifacts, device: str | torch.device = "cp
                                      bench_ways(task, model, twin, preset), preset, batch=batch, seed=seed)
             records += fast_records(found, f"fast/{task}/{batch}/{device.type}", model, rates)
     return with_provenance(records, provenance(
-        preset, seed, started, device=device_name(device), dtype=str(model.denoiser.dtype).removeprefix("torch."),
-        checkpoint=model.settings.provenance, exact=f"random weights, {asdict(SMALL)}, {EXACT_STEPS} steps"))
+        preset, seed, started, on=device.type, device=device_name(device),
+        dtype=str(model.denoiser.dtype).removeprefix("torch."), checkpoint=model.settings.provenance, exact=f"random weights, {asdict(SMALL)}, {EXACT_STEPS} steps"))
 
 
 def bench_file(device: str | torch.device) -> str:

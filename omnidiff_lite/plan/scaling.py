@@ -55,7 +55,7 @@ def measure_scaling(preset: Preset, folder: str | Path, ways: Sequence[Expected]
             logs[way].append(read_log(folder / "log.csv"))
     shutil.rmtree(folder, ignore_errors=True)
     records = [record for way in ways for record in _records(way, logs[way], logs[ways[0]], seed)]
-    return with_provenance(records, provenance(preset, seed, started, steps=steps, rounds=rounds,
+    return with_provenance(records, provenance(preset, seed, started, on="cpu", steps=steps, rounds=rounds,
                                                rows=preset.training.stage1.rows, length=preset.training.length))
 
 

@@ -111,8 +111,8 @@ def bench(preset: Preset, device: str | torch.device = "cpu", dtype: str = "bflo
         columns = time_job(denoiser, job, repeats, seed) | _floor_seconds(floor, rates)
         records += measured(TABLE, f"{label}: {job.name}", seed, columns)
     return with_provenance(records, provenance(
-        preset, seed, started, device=device_name(device), dtype=dtype, compiled=compiled, parameters=parameters,
-        weights="random", image_tokens=image_tokens, text_tokens=text_tokens))
+        preset, seed, started, on=device.type, device=device_name(device), dtype=dtype, compiled=compiled,
+        parameters=parameters, weights="random", image_tokens=image_tokens, text_tokens=text_tokens))
 
 
 def random_denoiser(preset: Preset, device: torch.device, dtype: torch.dtype) -> Denoiser:

@@ -215,14 +215,24 @@ def _released_config(directory: Path, state: dict[str, Tensor]) -> SpeechEncoder
     """Sizes from FunASR's `config.yaml` where there is one, else off the weights; heads leave no trace there: 4."""
     sizes = _sizes(state)
     if (path := directory / "config.yaml").exists():
-        tree = yaml.safe_load(path.read_text())
+        tree = _read_yaml(path)
         names = {
             "encoder_conf": {"output_size": "dim", "attention_heads": "heads", "linear_units": "ffn",
                              "num_blocks": "blocks", "tp_blocks": "tp_blocks", "kernel_size": "kernel"},
             "frontend_conf": {"n_mels": "mels", "lfr_m": "stack", "lfr_n": "stride"}}
         sizes |= {own: tree[section][name] for section, table in names.items() for name, own in table.items()
-                  if name in tree.get(section, {})}
+                  if name in (tree.get(section) or {})}
     return SpeechEncoderConfig(**sizes)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        tree = None
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{path}: not YAML with sections; it may be half-written, fetch it again")
+    return tree
 
 
 def _sizes(state: dict[str, Tensor]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer, si
 from omnidiff_lite.config import SpeechTokenizerConfig
 from omnidiff_lite.media import MediaError, Waveform
 from omnidiff_lite.tokenizers.speech_encoder import CtcHead
-from omnidiff_lite.weights import CheckpointError, read_part_config, read_weights, save_part, strict_load, unfilled
+from omnidiff_lite.weights import (CheckpointError, read_json, read_part_config, read_weights, save_part, strict_load,
+                                   unfilled)
 
 RATE = 16000
 HOP = 160  # samples per mel frame; the second convolution halves the rate to 50 Hz
@@ -219,7 +219,7 @@ def _released(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
 
 def _released_config(path: Path) -> SpeechTokenizerConfig:
     """Sizes from the released `config.json` (Whisper's names and the quantizer's); the released ones without it."""
-    tree: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    tree: dict[str, Any] = read_json(path) if path.exists() else {}
     expected = {"pooling_type": "avg", "encoder_causal_convolution": True, "encoder_causal_attention": False,
                 "quantize_causal_encoder": False, "activation_function": "gelu", "scale_embedding": False}
     for name, value in expected.items():

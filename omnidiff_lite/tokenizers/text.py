@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from omnidiff_lite.vocabulary import BASE_SPECIALS, DREAM_SPECIALS, OMNI_SPECIALS, Vocabulary, VocabularyError
+from omnidiff_lite.weights import read_json
 
 
 def train_text_tokenizer(corpus: Iterable[str], size: int) -> PreTrainedTokenizerFast:
@@ -79,11 +79,12 @@ def read_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     """A tokenizer as it is stored.
 
     Dream's own class ("DreamTokenizer", code beside the checkpoint) is Qwen2's byte-level BPE with other special
-    tokens, which its tokenizer_config.json names: Qwen2's is read instead, so that nothing foreign is run.
+    tokens, which its tokenizer_config.json names: Qwen2's is read instead, so that nothing foreign is run. Raises
+    `VocabularyError` for files that are missing or not whole.
     """
     config = Path(directory) / "tokenizer_config.json"
-    named = json.loads(config.read_text()).get("tokenizer_class", "") if config.exists() else ""
     try:
+        named = read_json(config).get("tokenizer_class", "") if config.exists() else ""
         if named.startswith("Dream"):
             return Qwen2Tokenizer.from_pretrained(str(directory))
         return AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)

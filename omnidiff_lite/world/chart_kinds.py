@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Union
 
 import numpy as np
 
 from omnidiff_lite.config import WorldConfig
+from omnidiff_lite.world.font import GLYPHS
 from omnidiff_lite.world.questions import choose, number_word
 from omnidiff_lite.world.scenes import BACKGROUNDS, COLORS, SHAPES
 from omnidiff_lite.world.splits import item_split, training_part
@@ -17,6 +19,7 @@ WORDS = ("open", "shop", "park", "taxi", "exit", "stop", "cafe", "bank", "sale",
 NUMBERS = tuple(range(1, 21))
 HEIGHTS = 5  # units of a chart's axis
 NODES = 3  # a map's crossings along one side
+CELLS = tuple((row, column) for row in range(NODES) for column in range(NODES))
 
 Cell = tuple[int, int]
 
@@ -95,18 +98,50 @@ CHARTS: dict[str, type] = {each.kind: each for each in (BarChart, Map, Page, Sig
 
 def chart_from_dict(tree: dict[str, Any]) -> Chart:
     """The inverse of `to_dict`, also after a trip through JSON. Raises ValueError naming what is wrong."""
+    if not isinstance(tree, dict):
+        raise ValueError(f"not a chart: a {type(tree).__name__}; write it with to_dict")
     fields = dict(tree)
     kind = fields.pop("kind", None)
-    if kind not in CHARTS:
+    if kind not in tuple(CHARTS):
         raise ValueError(f"not a chart: kind {kind!r}; choose one of {', '.join(CHARTS)}")
     try:
-        return CHARTS[kind](**{name: _tuples(value) for name, value in fields.items()})
-    except TypeError as error:
+        chart = CHARTS[kind](**{name: _tuples(value) for name, value in fields.items()})
+        _check(chart)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"not a {kind}: {error}; write it with to_dict") from None
+    return chart
 
 
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _check(chart: Chart) -> None:
+    """Raises ValueError for what cannot be drawn, TypeError for a value of another form."""
+    for value, known, what in _held(chart):
+        if value not in tuple(known):
+            raise ValueError(f"no {what} {value!r}; choose one of {', '.join(map(str, known))}")
+
+
+def _held(chart: Chart) -> Iterator[tuple[Any, Collection[Any], str]]:
+    """(value, those that can be drawn, what it is) of all that a chart holds."""
+    if not isinstance(chart, Page):
+        yield chart.background, BACKGROUNDS, "background"
+    if isinstance(chart, BarChart):
+        yield len(chart.colors), (3, 4), "number of bars"
+        yield len(chart.heights), (len(chart.colors),), "number of heights"
+        yield from ((color, COLORS, "color") for color in chart.colors)
+        yield from ((height, range(1, HEIGHTS + 1), "height") for height in chart.heights)
+    elif isinstance(chart, Map):
+        for shape, color, cell in chart.landmarks:
+            yield from ((shape, SHAPES, "shape"), (color, COLORS, "color"), (cell, CELLS, "crossing"))
+        yield from ((cell, CELLS, "crossing") for cell in chart.route)
+    elif isinstance(chart, Page):
+        yield from ((color, COLORS, "color") for color in (chart.header, chart.button))
+        yield from ((letter, GLYPHS, "letter") for letter in str.upper(chart.word) + str(chart.number))
+    else:
+        yield chart.board, COLORS, "color"
+        yield from ((letter, GLYPHS, "letter") for letter in str.upper(chart.text))
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------

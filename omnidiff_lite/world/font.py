@@ -10,7 +10,7 @@ from PIL import Image
 WIDTH, HEIGHT, ADVANCE = 5, 7, 6  # pixels of a glyph, and from one glyph to the next
 
 # One row of seven 5-pixel lines per letter; "#" is ink.
-_GLYPHS = {
+GLYPHS = {
     "A": ".###. #...# #...# ##### #...# #...# #...#", "B": "####. #...# #...# ####. #...# #...# ####.",
     "C": ".#### #.... #.... #.... #.... #.... .####", "D": "####. #...# #...# #...# #...# #...# ####.",
     "E": "##### #.... #.... ####. #.... #.... #####", "F": "##### #.... #.... ####. #.... #.... #....",
@@ -36,7 +36,7 @@ _GLYPHS = {
 def _bitmap(text: str) -> Image.Image:
     ink = np.zeros((HEIGHT, ADVANCE * len(text) - 1), np.uint8)
     for index, character in enumerate(text.upper()):
-        rows = _GLYPHS[character].split()
+        rows = GLYPHS[character].split()
         ink[:, ADVANCE * index:ADVANCE * index + WIDTH] = [[255 * (dot == "#") for dot in row] for row in rows]
     return Image.fromarray(ink)
 

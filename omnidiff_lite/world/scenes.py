@@ -114,13 +114,15 @@ def _check(scene: Scene) -> None:
     for item in scene.objects:
         named += [(item.shape, SHAPES, "shape"), (item.color, COLORS, "color"), (item.size, SIZES, "size"),
                   (item.texture, TEXTURES, "texture")]
-        if not all(0 <= index < scene.grid for index in item.cell):
+        if len(item.cell) != 2 or not all(index in range(scene.grid) for index in item.cell):
             raise ValueError(f"not a scene: cell {item.cell} lies outside of the {scene.grid} x {scene.grid} lattice")
     for value, known, what in named:
-        if value not in known:
+        if value not in tuple(known):
             raise ValueError(f"not a scene: no {what} {value!r}; choose one of {', '.join(known)}")
     if not scene.objects:
         raise ValueError("not a scene: it has no object; give it at least one")
+    if len({item.cell for item in scene.objects}) < len(scene.objects):
+        raise ValueError("not a scene: two of its objects are in one cell; give each a cell of its own")
 
 
 def holds(relation: str, first: tuple[int, int], second: tuple[int, int]) -> bool:
