@@ -47,8 +47,8 @@ def step_key(step: Step, source: Path, preset: Preset, seed: int, artifacts: Art
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def stale(step: Step, stamp: dict[str, Any] | None, key: str, artifacts: Artifacts) -> str | None:
-    """Why a step must run, or None."""
+def stale(stamp: dict[str, Any] | None, key: str, artifacts: Artifacts) -> str | None:
+    """Why the step that left `stamp` must run, or None."""
     if stamp is None:
         return "not run yet"
     if stamp["key"] != key:

@@ -134,7 +134,7 @@ def _run_step(step: Step, preset: Preset, named: str, seed: int, artifacts: Arti
         artifacts.require(artifacts.dir / need, _maker(need))
     key = step_key(step, source, preset, seed, artifacts)
     stamp = read_stamp(artifacts, step)
-    reason = "forced" if force else stale(step, stamp, key, artifacts)
+    reason = "forced" if force else stale(stamp, key, artifacts)
     if reason is None:
         print(f"{label} {step.name}: up to date")
         return stamp

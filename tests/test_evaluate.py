@@ -11,7 +11,7 @@ from omnidiff_lite.evaluation.answers import evaluate_answers, right
 from omnidiff_lite.evaluation.requests import (CHUNK, Settings, ask, media_refs, reference_images,
                                                reference_speech, requests_of, user_text)
 from omnidiff_lite.evaluation.sampling import sweep_images, sweep_speech
-from omnidiff_lite.evaluation.speech import evaluate_asr, evaluate_tts
+from omnidiff_lite.evaluation.speech import evaluate_asr, evaluate_tts, skipping_records
 from omnidiff_lite.evaluation.vision import (evaluate_captioning, evaluate_mme, evaluate_pope, evaluate_seed_bench,
                                              spoken_questions)
 from omnidiff_lite.media import Image, Speech, Text
@@ -126,10 +126,10 @@ def test_synthesis_counts_silence_as_errors_unless_told_to_skip():
     records, items = evaluate_tts(model, Ear(), samples, QUICK)
     assert cells(records) == {"tts_wer": pytest.approx(100 * 6 / 9), "tts_silent": 50}  # one inserted, five deleted
     assert items["seconds"].tolist() == [0.5, 0]
-    skipped, _ = evaluate_tts(model, Ear(), samples, QUICK, skip_silent=True)
-    assert cells(skipped) == {"tts_wer": 25, "tts_silent": 50} and skipped[0].n == 1
-    silent, _ = evaluate_tts(KnownModel(Reply(), Reply()), Ear(), samples, QUICK, skip_silent=True)
-    assert silent[0].value is None and silent[0].reason == "every answer was silent"
+    skipped, _ = skipping_records(items, QUICK)
+    assert skipped.value == 25 and skipped.n == 1 and skipped.row == "diffusion, silent answers skipped"
+    silent, = skipping_records(items.assign(silent=True), QUICK)
+    assert silent.value is None and silent.reason == "every answer was silent"
 
 
 # --- table 2 ---------------------------------------------------------------------------------------------------------
