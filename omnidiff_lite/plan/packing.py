@@ -75,8 +75,8 @@ def filled_text(preset: Preset) -> str:
     except (PackingError, UserWarning):
         return f"Rows of {length:,} tokens do not hold every sample of table 4: how full they are is not planned."
     share, most = (_percents([getattr(filled, name) for filled in stages]) for name in ("share", "most"))
-    return (f"Rows of {length:,} tokens, packed as in training, are filled to {share} % in stages 1 to 3 of the preset's "
-            f"own mix;\nno packing fills more than {most} %.")
+    return (f"Rows of {length:,} tokens, packed as in training, are filled to {share} % in stages 1 to 3 of the "
+            f"preset's own mix;\nno packing fills more than {most} %.")
 
 
 def _percents(shares: Sequence[float]) -> str:
