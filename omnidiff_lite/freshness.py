@@ -15,6 +15,7 @@ import nbformat
 from omnidiff_lite import _HOMES
 from omnidiff_lite.artifacts import CLONE, Artifacts
 from omnidiff_lite.config import Preset, to_dict
+from omnidiff_lite.provenance import digest
 
 PACKAGE = Path(__file__).parent
 
@@ -66,18 +67,6 @@ def outputs(step: Step, artifacts: Artifacts, started: float) -> tuple[str, ...]
     shown = [p for folder in (artifacts.metrics, artifacts.tables, artifacts.figures, artifacts.samples)
              for p in folder.rglob("*") if p.is_file() and p.stat().st_mtime >= started]
     return (*step.makes, f"notebooks/{step.name}.ipynb", *(p.relative_to(artifacts.dir).as_posix() for p in shown))
-
-
-def digest(path: Path) -> str:
-    """Hash of a file's bytes, or of a folder's files and their names; `absent` where there is none."""
-    if not path.exists():
-        return "absent"
-    total = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
-        total.update(file.relative_to(path.parent).as_posix().encode())
-        with file.open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
-    return total.hexdigest()[:16]
 
 
 def code_used(source: str) -> set[Path]:

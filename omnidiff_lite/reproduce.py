@@ -23,10 +23,11 @@ import nbformat
 from omnidiff_lite.ablation.study import shipped_studies
 from omnidiff_lite.artifacts import CLONE, Artifacts
 from omnidiff_lite.config import Preset, load_preset, preset_names
-from omnidiff_lite.freshness import Step, digest, outputs, read_stamp, stale, stamp_path, step_key
+from omnidiff_lite.freshness import Step, outputs, read_stamp, stale, stamp_path, step_key
 from omnidiff_lite.measure import PeakMemory
 from omnidiff_lite.notebook import check_parameters
 from omnidiff_lite.pipeline.settings import check_decodings
+from omnidiff_lite.provenance import digest
 from omnidiff_lite.tokenizers import Tokenizers
 from omnidiff_lite.training.log import read_log
 from omnidiff_lite.vocabulary import Vocabulary
