@@ -18,6 +18,7 @@ from omnidiff_lite.backbone import Denoiser
 from omnidiff_lite.chat import TASKS
 from omnidiff_lite.config import load_preset, preset_names
 from omnidiff_lite.plan.data import sources
+from omnidiff_lite.processes import TogetherError
 from omnidiff_lite.training import stages
 from omnidiff_lite.training.stages import new_denoiser, run_stage, world_data
 from omnidiff_lite.training.step import TrainingError
@@ -112,7 +113,7 @@ def test_two_processes_of_its_own_train_as_one_does(tmp_path, monkeypatch):
 
 def test_a_failure_in_one_of_the_processes_is_the_run_s(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    with pytest.raises(Exception, match="3 rows a step do not divide among 2 processes"):
+    with pytest.raises(TogetherError, match="3 rows a step do not divide among 2 processes"):
         run(1, None, tmp_path, {"training.processes": 2, "training.stage1.rows": 3})
 
 
