@@ -70,7 +70,7 @@ def outputs(step: Step, artifacts: Artifacts, started: float) -> tuple[str, ...]
 
 
 def code_used(source: str) -> set[Path]:
-    """Files of the package that `source` imports, directly or through others, and the data beside them."""
+    """Files of the package that `source` imports, directly or through others, and the .json files beside them."""
     found: set[Path] = set()
     waiting = list(_imports(source))
     while waiting:
@@ -102,12 +102,14 @@ def _imports(source: str) -> Iterator[Path]:
 # --- stamps ---------------------------------------------------------------------------------------------------------
 
 def stamp_path(artifacts: Artifacts, step: Step) -> Path:
+    """Where the stamp of a step's last finished run is kept; its folder is made."""
     folder = artifacts.work / "stamps"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{step.name}.json"
 
 
 def read_stamp(artifacts: Artifacts, step: Step) -> dict[str, Any] | None:
+    """That stamp; None where there is none, or only a part of one."""
     try:
         return json.loads(stamp_path(artifacts, step).read_text())
     except (FileNotFoundError, json.JSONDecodeError):

@@ -90,6 +90,7 @@ def code_version() -> str:
 
 
 def library_versions() -> dict[str, str]:
+    """Python's version and those of `LIBRARIES`; "absent" for one that is not installed."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:

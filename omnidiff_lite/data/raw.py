@@ -88,6 +88,7 @@ class RawSamples:
         return np.array([len(i) for i in ids], np.int64), np.array([pad in i for i in ids], bool)
 
     def fetch(self, numbers: Sequence[int]) -> list[EncodedSample | None]:
+        """Some samples, encoded; None for a broken one, which is logged. Raises `GoneError` for a vanished file."""
         places = [self._place(number) for number in numbers]
         encoded = self.encoder.encode([rows.sample(row) for rows, row in places])
         for (rows, row), result in zip(places, encoded, strict=True):

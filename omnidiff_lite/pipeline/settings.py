@@ -202,6 +202,7 @@ def spoken_canvas(tokenizers: Tokenizers, lead: int, n: int, prefill: Mapping[fl
 
 
 def newline_id(tokenizers: Tokenizers) -> int:
+    """The text id of a newline, which follows the end of a turn."""
     return encode_text(tokenizers.text, "\n")[0]
 
 
