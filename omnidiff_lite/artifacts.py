@@ -92,6 +92,12 @@ class Artifacts:
         """Executed notebooks."""
         return self._made(self.dir / "notebooks")
 
+    def finished_tokenizers(self) -> Path:
+        """The run's own tokenizers, else those in the finished system. Raises `MissingArtifact`."""
+        if not self.tokenizers.exists() and (self.checkpoint / "system.json").exists():
+            return self.checkpoint
+        return self.require(self.tokenizers, "02_training_the_tokenizers")
+
     def require(self, path: Path, made_by: str) -> Path:
         """`path`, if it is there. Raises `MissingArtifact` naming the notebook that makes it; for weights at full size,
         which none makes, the command."""

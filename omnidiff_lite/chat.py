@@ -49,7 +49,7 @@ SVQA_SYSTEM = "Please response the input audio based on the given image."
 
 @dataclass(frozen=True)
 class TaskFormat:
-    """How one task is asked. `{text}` is the text input; `modalities` are (inputs, outputs)."""
+    """How one task is asked. `{text}` is the text input; `inputs` and `outputs` are modalities."""
 
     inputs: frozenset[str]
     outputs: tuple[str, ...]

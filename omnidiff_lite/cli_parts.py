@@ -106,10 +106,7 @@ def _tokenizers(preset: Any) -> Any:
     from omnidiff_lite.artifacts import Artifacts
     from omnidiff_lite.tokenizers import Tokenizers
 
-    artifacts = Artifacts.of(preset.name)
-    shipped = artifacts.checkpoint if (artifacts.checkpoint / "system.json").exists() else artifacts.tokenizers
-    made = artifacts.tokenizers if artifacts.tokenizers.exists() else shipped
-    return Tokenizers.from_pretrained(artifacts.require(made, "02_training_the_tokenizers"))
+    return Tokenizers.from_pretrained(Artifacts.of(preset.name).finished_tokenizers())
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:

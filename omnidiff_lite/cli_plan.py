@@ -26,9 +26,11 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
 @arguments(_plan_arguments)
 def _plan(options: argparse.Namespace) -> None:
     from omnidiff_lite.plan import make_plan
+    from omnidiff_lite.plan.packing import filled_text
 
-    plan = make_plan(load(options), options.gpus, options.gpu_memory, options.mfu, options.gpu_tflops)
-    print(plan.report(options.assumptions))
+    preset = load(options)
+    plan = make_plan(preset, options.gpus, options.gpu_memory, options.mfu, options.gpu_tflops)
+    print(f"{plan.report(options.assumptions)}\n\n{filled_text(preset)}")
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:

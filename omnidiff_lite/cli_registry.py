@@ -18,6 +18,7 @@ def command(name: str, summary: str, example: str) -> Callable[[Command], Comman
 
 
 def arguments(declare: Callable[[argparse.ArgumentParser], None]) -> Callable[[Command], Command]:
+    """Let `declare` add the decorated command's arguments to its parser; stands below `command`."""
     def attach(function: Command) -> Command:
         function.arguments = declare  # type: ignore[attr-defined]
         return function
@@ -47,6 +48,7 @@ def load(options: argparse.Namespace) -> Any:
 
 
 def overrides(options: argparse.Namespace) -> dict[str, Any]:
+    """What `--set` changes, by dotted key. Raises `ConfigError`."""
     from omnidiff_lite.notebook import parse_overrides
 
     return parse_overrides(options.overrides)

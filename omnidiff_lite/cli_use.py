@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from omnidiff_lite.cli_registry import arguments, at_least, command, load, overrides, preset_arguments
 
@@ -114,7 +114,9 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", choices=("asr", "tts", "captioning", "t2i", "s2i", "text_qa", "vqa", "sqa", "svqa"))
+    from omnidiff_lite.config import Task
+
+    parser.add_argument("task", choices=get_args(Task))
     preset_arguments(parser)
     parser.add_argument("--data", type=Path, help="a jsonl file of yours, in place of the world's test split")
     parser.add_argument("--denoiser", type=Path, help="one that `train` saved, in place of the checkpoint's")

@@ -21,6 +21,7 @@ __all__ = ["ConfigError", "DenoiserSize", "FlowConfig", "ImageTokenizerConfig", 
            "load_preset", "preset_names", "to_dict"]
 PRESETS = Path(__file__).parent / "presets"
 Task = Literal["text_qa", "captioning", "vqa", "t2i", "asr", "tts", "sqa", "svqa", "s2i"]
+MaskSchedule = Literal["linear", "cosine", "cubic"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class TrainingConfig:
     gamma: float = 0.6  # tail-pad masking ratio factor
     max_tail_pads: int = 16
     time: Literal["sequence", "token"] = "sequence"  # paper | released code
-    schedule: Literal["linear", "cosine", "cubic"] = "linear"  # share masked at time t: t (the paper), or more
+    schedule: MaskSchedule = "linear"  # share masked at time t: t (the paper), or more
     suffix: dict[Task, float] = field(default_factory=dict)  # task -> share of answers masked from some point on
     loss_weight: Literal["plain", "bound"] = "plain"  # of a masked token: 1 (equation 1), or the likelihood bound's 1/t
     optimizer: Literal["adamw", "muon"] = "adamw"  # as in `Budget`

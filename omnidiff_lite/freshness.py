@@ -15,6 +15,7 @@ import nbformat
 from omnidiff_lite import _HOMES
 from omnidiff_lite.artifacts import CLONE, Artifacts
 from omnidiff_lite.config import Preset, to_dict
+from omnidiff_lite.provenance import digest
 
 PACKAGE = Path(__file__).parent
 
@@ -47,8 +48,8 @@ def step_key(step: Step, source: Path, preset: Preset, seed: int, artifacts: Art
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def stale(step: Step, stamp: dict[str, Any] | None, key: str, artifacts: Artifacts) -> str | None:
-    """Why a step must run, or None."""
+def stale(stamp: dict[str, Any] | None, key: str, artifacts: Artifacts) -> str | None:
+    """Why the step that left `stamp` must run, or None."""
     if stamp is None:
         return "not run yet"
     if stamp["key"] != key:
@@ -68,20 +69,8 @@ def outputs(step: Step, artifacts: Artifacts, started: float) -> tuple[str, ...]
     return (*step.makes, f"notebooks/{step.name}.ipynb", *(p.relative_to(artifacts.dir).as_posix() for p in shown))
 
 
-def digest(path: Path) -> str:
-    """Hash of a file's bytes, or of a folder's files and their names; `absent` where there is none."""
-    if not path.exists():
-        return "absent"
-    total = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
-        total.update(file.relative_to(path.parent).as_posix().encode())
-        with file.open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
-    return total.hexdigest()[:16]
-
-
 def code_used(source: str) -> set[Path]:
-    """Files of the package that `source` imports, directly or through others, and the data beside them."""
+    """Files of the package that `source` imports, directly or through others, and the .json files beside them."""
     found: set[Path] = set()
     waiting = list(_imports(source))
     while waiting:
@@ -113,12 +102,14 @@ def _imports(source: str) -> Iterator[Path]:
 # --- stamps ---------------------------------------------------------------------------------------------------------
 
 def stamp_path(artifacts: Artifacts, step: Step) -> Path:
+    """Where the stamp of a step's last finished run is kept; its folder is made."""
     folder = artifacts.work / "stamps"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{step.name}.json"
 
 
 def read_stamp(artifacts: Artifacts, step: Step) -> dict[str, Any] | None:
+    """That stamp; None where there is none, or only a part of one."""
     try:
         return json.loads(stamp_path(artifacts, step).read_text())
     except (FileNotFoundError, json.JSONDecodeError):

@@ -62,6 +62,21 @@ def source_hash(*patterns: str) -> str:
     return hash_files(found)
 
 
+def digest(path: Path) -> str:
+    """Hash of a file's bytes, or of a folder's files and their names; `absent` where there is none.
+
+    Filed with results and stamps, as is that of `hash_files`, which puts name and bytes together otherwise.
+    """
+    if not path.exists():
+        return "absent"
+    total = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        total.update(file.relative_to(path.parent).as_posix().encode())
+        with file.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()[:16]
+
+
 def code_version() -> str:
     """Commit of the clone, with `+changes` where tracked files differ; `unknown` outside a clone."""
     def git(*arguments: str) -> str:
@@ -75,6 +90,7 @@ def code_version() -> str:
 
 
 def library_versions() -> dict[str, str]:
+    """Python's version and those of `LIBRARIES`; "absent" for one that is not installed."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:

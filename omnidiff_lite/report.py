@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import html
 import json
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
 from omnidiff_lite.artifacts import Artifacts
+from omnidiff_lite.provenance import digest
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}th,td{border:1px solid #ddd;padding:3px 8px;
@@ -64,13 +66,14 @@ def _ablations(artifacts: Artifacts) -> str:
     from omnidiff_lite.ablation.results import effect_lines, finished_studies, study_of
     from omnidiff_lite.ablation.standing import remark
 
-    found = finished_studies(artifacts.metrics)
+    found, hashed = finished_studies(artifacts.metrics), cache(digest)  # a checkpoint is hashed once for all
     parts = [f"<h3>{html.escape(study.name)}</h3><p>{html.escape(study.question)} "
-             f"<b>{remark(study, records, artifacts.dir)}</b></p>"
-             f"{effect_lines(records, artifacts.dir).to_html(index=False)}<p>{html.escape(study.conclude)}</p>"
+             f"<b>{remark(study, records, artifacts.dir, hashed)}</b></p>"
+             f"{effect_lines(records, artifacts.dir, hashed).to_html(index=False)}<p>{html.escape(study.conclude)}</p>"
              for records in found.values() for study in [study_of(records)]]
     if parts:
-        parts.append(f"<h3>paper against released code</h3>{difference_table(artifacts.metrics).to_html(index=False)}")
+        table = difference_table(artifacts.metrics, hashed)
+        parts.append(f"<h3>paper against released code</h3>{table.to_html(index=False)}")
     return "\n".join(parts)
 
 

@@ -23,10 +23,11 @@ import nbformat
 from omnidiff_lite.ablation.study import shipped_studies
 from omnidiff_lite.artifacts import CLONE, Artifacts
 from omnidiff_lite.config import Preset, load_preset, preset_names
-from omnidiff_lite.freshness import Step, digest, outputs, read_stamp, stale, stamp_path, step_key
+from omnidiff_lite.freshness import Step, outputs, read_stamp, stale, stamp_path, step_key
 from omnidiff_lite.measure import PeakMemory
 from omnidiff_lite.notebook import check_parameters
 from omnidiff_lite.pipeline.settings import check_decodings
+from omnidiff_lite.provenance import digest
 from omnidiff_lite.tokenizers import Tokenizers
 from omnidiff_lite.training.log import read_log
 from omnidiff_lite.vocabulary import Vocabulary
@@ -135,7 +136,7 @@ def _run_step(step: Step, preset: Preset, named: str, seed: int, artifacts: Arti
         artifacts.require(artifacts.dir / need, _maker(need))
     key = step_key(step, source, preset, seed, artifacts)
     stamp = read_stamp(artifacts, step)
-    reason = "forced" if force else stale(step, stamp, key, artifacts)
+    reason = "forced" if force else stale(stamp, key, artifacts)
     if reason is None:
         print(f"{label} {step.name}: up to date")
         return stamp

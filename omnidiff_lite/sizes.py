@@ -7,6 +7,10 @@ from typing import Literal
 
 from omnidiff_lite.strict import ENDLESS, ConfigError, within
 
+FRAME_SECONDS = 0.06  # of a frame of the speech encoder: 10 ms shift, 6 stacked
+QUERY_FRAMES = 4  # in front of a recording's frames: language, two of event and emotion, text normalisation
+TOKENS_PER_SECOND = 12.5  # of speech
+
 
 @dataclass(frozen=True)
 class TextTokenizerConfig:

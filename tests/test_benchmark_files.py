@@ -15,6 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from omnidiff_lite.chat import AUDIO, IMAGE, task_of
+from omnidiff_lite.cli import command_line
 from omnidiff_lite.data.benchmark_coco import CAPTIONS, TASKS, as_task, respoken
 from omnidiff_lite.data.benchmark_files import BENCHMARKS, BenchmarkError, read_benchmark, tasks_of
 from omnidiff_lite.data.benchmark_vision import SEED_FILE, SUBTASKS
@@ -678,3 +679,5 @@ def test_the_papers_rows_are_those_of_the_same_columns(librispeech, coco):
 
 def test_each_reader_has_a_protocol():
     assert set(_PROTOCOLS) == set(BENCHMARKS)
+    for name in BENCHMARKS:  # the command's own list of names: it prints its help without these modules
+        assert command_line().parse_args(["benchmark", name, "."]).name == name

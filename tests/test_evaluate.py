@@ -8,10 +8,10 @@ from omnidiff_lite.chat import ChatError, Sample, build_messages
 from omnidiff_lite.config import load_preset
 from omnidiff_lite.evaluation.alignment import evaluate_pictures, evaluate_s2i, evaluate_t2i, mismatched
 from omnidiff_lite.evaluation.answers import evaluate_answers, right
-from omnidiff_lite.evaluation.requests import (CHUNK, Settings, media_refs, reference_images, reference_speech,
-                                               requests_of, user_text)
+from omnidiff_lite.evaluation.requests import (CHUNK, Settings, ask, media_refs, reference_images,
+                                               reference_speech, requests_of, user_text)
 from omnidiff_lite.evaluation.sampling import sweep_images, sweep_speech
-from omnidiff_lite.evaluation.speech import evaluate_asr, evaluate_tts
+from omnidiff_lite.evaluation.speech import evaluate_asr, evaluate_tts, skipping_records
 from omnidiff_lite.evaluation.vision import (evaluate_captioning, evaluate_mme, evaluate_pope, evaluate_seed_bench,
                                              spoken_questions)
 from omnidiff_lite.media import Image, Speech, Text
@@ -126,10 +126,10 @@ def test_synthesis_counts_silence_as_errors_unless_told_to_skip():
     records, items = evaluate_tts(model, Ear(), samples, QUICK)
     assert cells(records) == {"tts_wer": pytest.approx(100 * 6 / 9), "tts_silent": 50}  # one inserted, five deleted
     assert items["seconds"].tolist() == [0.5, 0]
-    skipped, _ = evaluate_tts(model, Ear(), samples, QUICK, skip_silent=True)
-    assert cells(skipped) == {"tts_wer": 25, "tts_silent": 50} and skipped[0].n == 1
-    silent, _ = evaluate_tts(KnownModel(Reply(), Reply()), Ear(), samples, QUICK, skip_silent=True)
-    assert silent[0].value is None and silent[0].reason == "every answer was silent"
+    skipped, _ = skipping_records(items, QUICK)
+    assert skipped.value == 25 and skipped.n == 1 and skipped.row == "diffusion, silent answers skipped"
+    silent, = skipping_records(items.assign(silent=True), QUICK)
+    assert silent.value is None and silent.reason == "every answer was silent"
 
 
 # --- table 2 ---------------------------------------------------------------------------------------------------------
@@ -148,23 +148,18 @@ def test_pope_on_the_world():
     assert set(cells(empty).values()) == {0}
 
 
-def test_mme_on_the_world_typed_and_spoken():
+def test_mme_on_the_world():
     samples = benchmarks.mme("count", 3, 0, WORLD) + benchmarks.mme("color", 3, 0, WORLD)
     records, _ = evaluate_mme(KnownModel(*[Reply("yes")] * 12), samples, QUICK)
     assert cells(records) == {"mme_count": 50, "mme_color": 50, "mme_p": 100}  # half of the questions, no picture
 
-    class Yes:
-        def transcribe(self, waves):
-            return ["yes"] * len(waves)
 
-    model = KnownModel(*[Reply("no", TONE)] * 6, *[Reply("no")] * 6)  # speaks to the first six only
-    aloud = spoken_questions(samples, voices_of_tests())
-    spoken, items = evaluate_mme(model, aloud, QUICK, task="svqa", judge=Yes(), table="spoken_mme")
-    assert cells(spoken) == {"mme_count": 50, "mme_color": 0, "mme_p": 50}
-    assert model.calls[0]["to"] == ("text", "speech") and spoken[0].table == "spoken_mme"
+def test_spoken_questions_say_what_is_asked_beside_the_picture():
+    samples = benchmarks.mme("count", 1, 0, WORLD)
+    aloud, model = spoken_questions(samples, voices_of_tests()), KnownModel(Reply("no", TONE), Reply("no"))
+    ask(model, aloud, QUICK, to=("text", "speech"), task="svqa")
     assert [type(part) for part in model.calls[0]["requests"][0]] == [Speech, Image]
     assert parse_speech(aloud[0].audios[0])[0] == samples[0].meta["question"]
-    assert items["prediction"].tolist() == ["yes"] * 6 + [""] * 6
 
 
 def test_seed_bench_on_the_world():

@@ -1,9 +1,12 @@
 """How full rows are on the paper's mix, by the lengths that the plan assumes, at the row length of the full preset."""
 
+import re
+
 import pytest
 
+from omnidiff_lite.artifacts import CLONE
 from omnidiff_lite.config import load_preset
-from omnidiff_lite.plan.packing import fewest_rows, filled_rows
+from omnidiff_lite.plan.packing import fewest_rows, filled_rows, filled_text
 
 FULL = load_preset("full")
 
@@ -25,3 +28,12 @@ def test_where_pictures_leave_gaps_no_packing_fills_more():
     for stage in (1, 2):
         filled = filled_rows(FULL, stage)
         assert filled.most < 0.95 and filled.share >= 0.99 * filled.most
+
+
+def test_the_readmes_figures_are_those_of_the_plan():
+    readme = (CLONE / "README.md").read_text()
+    for preset in (FULL, load_preset("full", {"training.length": 2 * FULL.training.length})):
+        told = filled_text(preset)
+        figures = re.search(r"filled to (.*) % in stages 1 to 3", told)[1]
+        assert f"{figures} %" in readme, told
+    assert filled_text(load_preset("cpu")).startswith("Rows of 224 tokens do not hold every sample")

@@ -134,7 +134,7 @@ def test_samples_that_it_is_not_made_from_are_refused_and_so_is_a_result_of_noth
             build_sdvi(task, [heard], tmp_path, Tone())
     with pytest.raises(DataError, match="svqa.jsonl: none of the samples could be made into svqa; give questions"):
         build_sdvi("svqa", asked[1:2], tmp_path / "sums", Tone())
-    with pytest.raises(DataError, match=r"none of the samples .*, or mend what .*broken\.jsonl names"):
+    with pytest.raises(DataError, match=r"none of the samples .*, or mend what .*unspoken\.jsonl names"):
         build_sdvi("svqa", asked[2:3], tmp_path / "dumb", Tone())
 
 

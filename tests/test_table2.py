@@ -76,6 +76,8 @@ def test_mmes_difference_counts_pictures_within_their_subtasks():
     record, = mme_differences(ours, twin, FEW)
     assert record.value == pytest.approx(75 - 150) and record.n == 6
     assert -150 <= record.low <= record.value <= record.high <= 0
+    with pytest.raises(ValueError, match="same questions"):
+        mme_differences(ours, twin[twin["subtask"] == "count"], FEW)
 
 
 def test_a_difference_has_an_interval_that_pairs_the_items():

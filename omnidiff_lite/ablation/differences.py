@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import pandas as pd
 import yaml
 
 from omnidiff_lite.ablation.results import MINUS, effect_text, finished_studies, study_of
-from omnidiff_lite.ablation.standing import remark
+from omnidiff_lite.ablation.standing import Hash, remark
 from omnidiff_lite.ablation.study import read_study
 from omnidiff_lite.config import ConfigError
 from omnidiff_lite.evaluation.records import Record
+from omnidiff_lite.provenance import digest
 from omnidiff_lite.strict import from_dict
 
 
@@ -42,11 +44,11 @@ def differences() -> list[Difference]:
     return [from_dict(Difference, tree) for tree in listed]
 
 
-def difference_table(metrics: Path) -> pd.DataFrame:
+def difference_table(metrics: Path, hashed: Hash | None = None) -> pd.DataFrame:
     """Columns what, paper, code, measured, study; effects from the records under `results/<preset>/metrics/`, which say
     so where they are not of the checkpoint beside them."""
-    found = finished_studies(metrics)
-    remarks = {name: remark(study_of(records), records, metrics.parent) for name, records in found.items()}
+    found, hashed = finished_studies(metrics), hashed or cache(digest)
+    remarks = {name: remark(study_of(records), records, metrics.parent, hashed) for name, records in found.items()}
     return pd.DataFrame([{"what": d.what, "paper": d.paper, "released code": d.code,
                           "measured effect [95 %]": _measured(d, found.get(d.study), remarks.get(d.study, "")),
                           "study": d.study}

@@ -107,6 +107,6 @@ def _until_end(ids: NDArray, model: OmniDiffusion) -> int:
 
 def _references(samples: Sequence[Sample], model: OmniDiffusion, preset: Preset) -> NDArray:
     """The same of each sample's own answer."""
-    sizes = preset.image_tokenizer.understanding_size, preset.image_tokenizer.generation_size
-    encoded = encode_samples(samples, model.tokenizers, sizes, draw_size=preset.world.image_size)
+    encoded = encode_samples(samples, model.tokenizers, preset.image_tokenizer.sizes,
+                             draw_size=preset.world.image_size)
     return np.array([_until_end(sample.labels[sample.labels != IGNORE], model) for sample in encoded])

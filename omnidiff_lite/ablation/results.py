@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from numpy.typing import NDArray
 
 from omnidiff_lite import plots
 from omnidiff_lite.ablation.runner import Cell, Outcome
-from omnidiff_lite.ablation.standing import checkpoint_of
+from omnidiff_lite.ablation.standing import Hash, checkpoint_of
 from omnidiff_lite.ablation.study import Study, Variant
 from omnidiff_lite.evaluation.records import Record, measured, read_records
 from omnidiff_lite.evaluation.statistics import (FEW, Estimate, bootstrap_interval, mean_interval, paired_difference,
                                                  ratio, ratio_interval, seed_interval)
 from omnidiff_lite.evaluation.tables import column_label
+from omnidiff_lite.provenance import digest
 from omnidiff_lite.strict import from_dict
 
 PREFIX = "ablation_"
@@ -184,17 +186,18 @@ def study_figure(records: Sequence[Record], metric: str | None = None) -> Figure
 def summary(metrics: Path) -> pd.DataFrame:
     """One line for each effect of every finished study: study, base, variant, effect with its interval, seeds, minutes,
     and whether it is of the checkpoint that is here (`standing`)."""
-    found = [effect_lines(records, metrics.parent) for records in finished_studies(metrics).values()]
+    hashed = cache(digest)
+    found = [effect_lines(records, metrics.parent, hashed) for records in finished_studies(metrics).values()]
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
-def effect_lines(records: Sequence[Record], run: Path) -> pd.DataFrame:
+def effect_lines(records: Sequence[Record], run: Path, hashed: Hash = digest) -> pd.DataFrame:
     """The lines of one study, in its first metric. `run`: `results/<preset>`, whose checkpoint is "this one"."""
     study, minutes = study_of(records), records[0].provenance["minutes"]
     cells, metric = {(r.row, r.column): r for r in records}, study.metrics[0]
     return pd.DataFrame([_line(study, variant, cells[variant.name, metric + MINUS], cells[variant.against, metric],
                                minutes) for variant in study.rows if variant.against]
-                        ).assign(checkpoint=checkpoint_of(study, records, run))
+                        ).assign(checkpoint=checkpoint_of(study, records, run, hashed))
 
 
 def _line(study: Study, variant: Variant, effect: Record, base: Record, minutes: float) -> dict[str, Any]:

@@ -30,9 +30,8 @@ from omnidiff_lite.config import ConfigError, Preset, load_preset, to_dict
 from omnidiff_lite.data import encode
 from omnidiff_lite.data.packing import pack_all
 from omnidiff_lite.evaluation.judges import load_judges
-from omnidiff_lite.freshness import digest
 from omnidiff_lite.pipeline import AnswerLengths, OmniDiffusion, settings_of
-from omnidiff_lite.provenance import source_hash, tree_hash
+from omnidiff_lite.provenance import digest, source_hash, tree_hash
 from omnidiff_lite.tokenizers import Tokenizers
 from omnidiff_lite.training.batches import collate
 from omnidiff_lite.training.log import read_log
@@ -91,10 +90,10 @@ class Trainer:
 
     @classmethod
     def of(cls, artifacts: Artifacts, progress: bool = True) -> Trainer:
-        """With the run's own tokenizers, or the shipped checkpoint's. Raises `MissingArtifact`."""
-        shipped = artifacts.require(artifacts.checkpoint, "02_training_the_tokenizers and on")
-        place = artifacts.tokenizers if artifacts.tokenizers.exists() else shipped
-        return cls(artifacts, Tokenizers.from_pretrained(place), progress=progress)
+        """With the run's own tokenizers, or the checkpoint's. Raises `MissingArtifact`, also for a run without a
+        checkpoint, by which the study's numbers are told apart (`standing`)."""
+        artifacts.require(artifacts.checkpoint, "02_training_the_tokenizers and on")
+        return cls(artifacts, Tokenizers.from_pretrained(artifacts.finished_tokenizers()), progress=progress)
 
     def train(self, budget: Budget, preset: Preset, seed: int) -> list[Path]:
         """Train what is not trained yet of a cell's stages; returns their folders, in order."""

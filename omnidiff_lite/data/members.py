@@ -17,6 +17,7 @@ def member_ref(path: str | Path, offset: int, size: int) -> str:
 
 
 def is_member(ref: str) -> bool:
+    """Whether a reference is of this form, and no path."""
     return _MEMBER.fullmatch(ref) is not None
 
 

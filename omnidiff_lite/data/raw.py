@@ -24,11 +24,12 @@ from omnidiff_lite.data.jsonl import ROLE_NAMES
 from omnidiff_lite.data.media import seconds_of
 from omnidiff_lite.data.rows import Rows, open_rows
 from omnidiff_lite.media import MediaError
+from omnidiff_lite.sizes import FRAME_SECONDS, QUERY_FRAMES, TOKENS_PER_SECOND
 
 if TYPE_CHECKING:
     from omnidiff_lite.tokenizers.bundle import Tokenizers
 
-FRAME_SECONDS, QUERIES, CODE_SECONDS = 0.06, 4, 0.08  # of the speech encoder and of the speech tokenizer
+CODE_SECONDS = 1 / TOKENS_PER_SECOND
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Encoder:
             if use.kind == "image":
                 images.append([0] * (use.size // factor) ** 2)
             elif use.kind == "frames":
-                audios.append(SpeechTokens(frames=math.ceil(seconds_of(use.ref) / FRAME_SECONDS) + 1 + QUERIES))
+                audios.append(SpeechTokens(frames=math.ceil(seconds_of(use.ref) / FRAME_SECONDS) + 1 + QUERY_FRAMES))
             else:
                 audios.append(SpeechTokens(codes=[0] * (math.ceil(seconds_of(use.ref) / CODE_SECONDS) + 1)))
         return ChatEncoder(self.tokenizers.vocabulary, self.tokenizers.text).sample(sample.messages, images, audios)[0]
@@ -87,6 +88,7 @@ class RawSamples:
         return np.array([len(i) for i in ids], np.int64), np.array([pad in i for i in ids], bool)
 
     def fetch(self, numbers: Sequence[int]) -> list[EncodedSample | None]:
+        """Some samples, encoded; None for a broken one, which is logged. Raises `GoneError` for a vanished file."""
         places = [self._place(number) for number in numbers]
         encoded = self.encoder.encode([rows.sample(row) for rows, row in places])
         for (rows, row), result in zip(places, encoded, strict=True):

@@ -119,6 +119,7 @@ class TarRows(Rows):
             raise DataError(f"{self.where(number)}: no piece of a tar file ({error}); make the shard anew") from None
 
     def row(self, number: int) -> Any:
+        """A group's JSON, its media named by `tar:` references. Raises `DataError` also for a group without one."""
         members = self.members(number)
         name = next((name for name in members if name.endswith(".json")), None)
         if name is None:

@@ -3,13 +3,14 @@
     sdvi/svqa.jsonl     samples as they are made, in the released format
          svqa.json      how far the source has been read, and what from: a killed run goes on there
          audios/        their recordings
-         broken.jsonl   samples that could not be made
+         unspoken.jsonl samples that could not be spoken
 
 The steps are those of `world.sdvi`, one sample at a time; who speaks is any `Synthesiser`.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -19,20 +20,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from omnidiff_lite.chat import IMAGE, Sample, build_messages
+from omnidiff_lite.chat import IMAGE, Sample
 from omnidiff_lite.data.broken import BrokenLog
 from omnidiff_lite.data.errors import DataError
 from omnidiff_lite.data.jsonl import row_of
 from omnidiff_lite.media import MediaError, load_waveform
 from omnidiff_lite.weights import write_json
 from omnidiff_lite.world import sdvi
-from omnidiff_lite.world.splits import stream
 from omnidiff_lite.world.synthesisers import Synthesiser
 from omnidiff_lite.world.voices import VoiceError
 
 SIZE = 30_000  # samples of each of the two parts (table 4)
-Spoken = tuple[str, str]  # a text and the voice that says it
-Script = tuple[Sample, list[Spoken]]  # a sample without recordings, and what they shall say
+Script = tuple[Sample, sdvi.Said[str]]  # a sample without recordings, and what they shall say
 
 
 def build_sdvi(task: str, samples: Iterable[Sample], out: str | Path, speaker: Synthesiser, n: int = SIZE,
@@ -45,7 +44,7 @@ def build_sdvi(task: str, samples: Iterable[Sample], out: str | Path, speaker: S
     """
     if task not in SCRIPTS:
         raise DataError(f"SDVI has no task {task!r}; choose one of {', '.join(SCRIPTS)}")
-    out, log = Path(out), log or BrokenLog(Path(out) / "broken.jsonl")
+    out, log = Path(out), log or BrokenLog(Path(out) / "unspoken.jsonl")
     (out / "audios").mkdir(parents=True, exist_ok=True)
     path, about = out / f"{task}.jsonl", {"corpus": corpus, "seed": seed, "speaker": type(speaker).__name__}
     read, made = _resume(path, about)
@@ -75,21 +74,12 @@ def build_sdvi(task: str, samples: Iterable[Sample], out: str | Path, speaker: S
 def _vqa_script(sample: Sample, speaker: Synthesiser, seed: int) -> Script | None:
     """Steps 1 to 3 of the paper; None for a sample that they leave out."""
     row = _llava_row(sample)
-    if row is None:
-        return None
-    kept = (sdvi.open_question(each) for each in sdvi.drop_maths_and_code(sdvi.one_picture([row])))
-    for each in sdvi.drop_long_answers(each for each in kept if each is not None):
-        question, answer = sdvi.question_of(each), sdvi.answer_of(each)
-        return (Sample(build_messages("svqa", answer=answer), sample.images, [], "svqa",
-                       {"question": question, "answer": answer, "text": question}),
-                [(question, voice_of(speaker, seed, sample.images[0], question)), (answer, speaker.answer_voice)])
-    return None
+    chosen = functools.partial(voice_of, speaker, seed)
+    return next(sdvi.vqa_scripts([row] if row else [], chosen, speaker.answer_voice), None)
 
 
 def _image_script(sample: Sample, speaker: Synthesiser, seed: int) -> Script:
-    caption = sample.meta["caption"]
-    return (Sample(build_messages("s2i", answer=""), sample.images, [], "s2i", {"caption": caption, "text": caption}),
-            [(caption, voice_of(speaker, seed, sample.images[0], caption))])
+    return sdvi.image_script(sample.meta["caption"], sample.images[0], functools.partial(voice_of, speaker, seed))
 
 
 # LLaVA-OneVision's conversations; a few ask for a caption, or are about no picture and left out.
@@ -110,7 +100,7 @@ def _llava_row(sample: Sample) -> sdvi.Row | None:
 
 def voice_of(speaker: Synthesiser, seed: int, *key: str) -> str:
     """Who says a sample: depends on the seed and the sample, not on the other ones."""
-    return speaker.voices[int(stream("sdvi voice", seed, *map(os.path.basename, key)).integers(len(speaker.voices)))]
+    return sdvi.choose_voice(speaker.voices, seed, *map(os.path.basename, key))
 
 
 def _spoken(script: Script | None, out: Path, speaker: Synthesiser, where: str, log: BrokenLog) -> Sample | None:

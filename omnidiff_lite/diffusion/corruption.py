@@ -8,7 +8,8 @@ from typing import Literal, Sequence, get_args
 import torch
 from torch import Tensor
 
-MaskSchedule = Literal["linear", "cosine", "cubic"]
+from omnidiff_lite.config import MaskSchedule
+
 SCHEDULES: tuple[MaskSchedule, ...] = get_args(MaskSchedule)
 RELEASED_EPS = 1e-3  # the released t never falls below it (dataset_qwen2.py:73-79)
 

@@ -116,6 +116,8 @@ def _rows(ids: Any) -> list[Tensor]:
 
 
 def guidance_prompts(config: DecodingConfig, batch: int) -> list[Tensor]:
+    """The unconditional prompt [n] of each of `batch` sequences. Raises `ConfigError` where neither one
+    nor `batch` are given."""
     rows = _rows(config.guidance_prompt_ids)
     if len(rows) not in (1, batch):
         raise ConfigError(f"guidance_prompt_ids: {len(rows)} prompts for {batch} sequences; give one, or one for each")

@@ -25,7 +25,7 @@ from omnidiff_lite.evaluation.answers import right
 from omnidiff_lite.evaluation.combinations import CELLS, SETS, known_as, undefined
 from omnidiff_lite.evaluation.inpainting import covered, evaluate_inpainting, restored
 from omnidiff_lite.evaluation.records import Record, measured, missing
-from omnidiff_lite.evaluation.requests import Answer, Model, Settings, meta, reference_images
+from omnidiff_lite.evaluation.requests import Answer, Model, Settings, ask_parts, meta, reference_images
 from omnidiff_lite.evaluation.scene_analysis import read, score
 from omnidiff_lite.evaluation.speech import Recogniser, compare, resynthesize, transcribe_all, wer
 from omnidiff_lite.evaluation.statistics import Estimate, proportion_interval
@@ -64,10 +64,7 @@ def evaluate_any_to_any(model: Model, judge: Recogniser, n: int, settings: Setti
     drawn, tables = _drawn(n, settings, world), {}
     for (inputs, outputs), cell in ASKED.items():
         requests = [cell.ask(sample, settings) for sample in drawn[cell.drawn]]
-        answers = model.generate_many(requests, to=tuple(outputs.split(" + ")), decoding=settings.decoding,
-                                      seed=settings.seed, batch_size=settings.batch)
-        if len(answers) != n:
-            raise RuntimeError(f"{inputs} to {outputs}: {len(answers)} answers to {n} requests")
+        answers = ask_parts(model, requests, settings, to=tuple(outputs.split(" + ")))
         tables[inputs, outputs] = score_answers(answers, drawn[cell.drawn], outputs, judge, world)
     tables["text + image", "image"] = pd.DataFrame({
         "asked": painted["caption"], "answer": painted["hidden"], "image_right": painted["restored"],

@@ -22,7 +22,7 @@ from omnidiff_lite.evaluation.frechet import frechet_difference, frechet_interva
 from omnidiff_lite.evaluation.judges import AlignmentJudge
 from omnidiff_lite.evaluation.paired import MINUS, TWIN, differences
 from omnidiff_lite.evaluation.records import Record, measured, missing, paper_tables
-from omnidiff_lite.evaluation.requests import Model, Settings, meta, requests_of
+from omnidiff_lite.evaluation.requests import Model, Settings, ask_parts, meta, requests_of
 from omnidiff_lite.evaluation.sampling import NAMES
 from omnidiff_lite.evaluation.speech import Recogniser, compare, transcribe_all, wer
 from omnidiff_lite.evaluation.statistics import median_interval, proportion_interval
@@ -48,10 +48,7 @@ def evaluate_spoken_answers(model: Model, judge: Recogniser, samples: Sequence[S
     Columns spoken_right (percent of answers that the judge hears as the right one) and spoken_wer (of what it hears
     against the right answer). The model gives text and speech, as it is trained to; only the voice counts.
     """
-    answers = model.generate_many([typed(sample, settings) for sample in samples], to=("text", "speech"),
-                                  decoding=settings.decoding, seed=settings.seed, batch_size=settings.batch)
-    if len(answers) != len(samples):
-        raise RuntimeError(f"the model gave {len(answers)} answers to {len(samples)} requests")
+    answers = ask_parts(model, [typed(sample, settings) for sample in samples], settings, to=("text", "speech"))
     return score_voices(judge, [answer.speech for answer in answers], samples, settings)
 
 

@@ -31,6 +31,7 @@ class Measure:
     better: Literal["high", "low"] = "high"
 
     def estimate(self, items: pd.DataFrame, settings: Settings) -> Estimate:
+        """The number over all items, with its interval."""
         values = items[self.count].astype(float)
         if self.of is None:
             return mean_interval(values, **settings.resampling).scaled(self.scale)

@@ -150,12 +150,6 @@ def clip_pixels(image: PIL.Image.Image, size: int) -> Tensor:
     return (pixels - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
 
 
-def retrieval_accuracy(judge: AlignmentJudge, texts: Sequence[str], images: Sequence[PIL.Image.Image]) -> np.ndarray:
-    """Whether each text finds its picture among all, bool [n]; pictures that share its text count as its own."""
-    best = (judge.text_features(texts) @ judge.features(images).T).argmax(axis=1)
-    return np.array([texts[found] == text for found, text in zip(best, texts)])
-
-
 def _paired(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if len(a) != len(b):
         raise ValueError(f"{len(a)} items against {len(b)}: similarities are taken in pairs")

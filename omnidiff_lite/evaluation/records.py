@@ -80,6 +80,7 @@ def missing(table: str, row: str, column: str, reason: str, source: Source = "ou
 
 
 def with_provenance(records: Iterable[Record], provenance: dict[str, Any]) -> list[Record]:
+    """Copies of records that carry where they come from."""
     return [replace(record, provenance=provenance) for record in records]
 
 

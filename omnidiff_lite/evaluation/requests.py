@@ -1,9 +1,10 @@
-"""Test samples to model requests and answers; every evaluation asks the model through `ask`."""
+"""Test samples to model requests and answers. Evaluations ask the model through `ask`, or through `ask_parts` where the
+samples' own requests are not what is asked; timed requests go to it one by one, and inpainting is a call of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,9 +35,8 @@ class Settings:
     @classmethod
     def of(cls, preset: Preset, **changes: Any) -> Settings:
         """A preset's batch size, number of resamples and picture sizes."""
-        sizes = preset.image_tokenizer.understanding_size, preset.image_tokenizer.generation_size
-        return cls(**{"batch": preset.evaluation.batch, "bootstrap": preset.evaluation.bootstrap, "image_sizes": sizes,
-                      **changes})
+        return cls(**{"batch": preset.evaluation.batch, "bootstrap": preset.evaluation.bootstrap,
+                      "image_sizes": preset.image_tokenizer.sizes, **changes})
 
     @property
     def resampling(self) -> dict[str, int]:
@@ -79,8 +79,15 @@ def _answers(model: Model, samples: Sequence[Sample], settings: Settings, to: st
              numbers: range) -> list[Answer]:
     """To the samples of consecutive `numbers`."""
     requests = requests_of(samples[numbers.start:numbers.stop], settings.root, settings.image_sizes[0])
-    answers = model.generate_many(requests, to=to, task=task, decoding=settings.decoding,
-                                  seed=settings.seed + numbers.start, batch_size=settings.batch)
+    return ask_parts(model, requests, replace(settings, seed=settings.seed + numbers.start), to=to, task=task)
+
+
+def ask_parts(model: Model, requests: list[list[Part]], settings: Settings, *, to: str | Sequence[str],
+              task: str | None = None) -> list[Answer]:
+    """One answer a request, in order, by one call; without `task` the model infers it. Raises `RuntimeError` for
+    another number of answers."""
+    answers = model.generate_many(requests, to=to, task=task, decoding=settings.decoding, seed=settings.seed,
+                                  batch_size=settings.batch)
     if len(answers) != len(requests):
         raise RuntimeError(f"the model gave {len(answers)} answers to {len(requests)} requests")
     return list(answers)

@@ -121,17 +121,16 @@ def evaluate_asr(model: Model, samples: Sequence[Sample], settings: Settings = S
             whisper_errors=whisper["errors"], whisper_words=whisper["words"])
 
 
-def evaluate_tts(model: Model, judge: Recogniser, samples: Sequence[Sample], settings: Settings = Settings(), *,
-                 skip_silent: bool = False) -> tuple[list[Record], pd.DataFrame]:
+def evaluate_tts(model: Model, judge: Recogniser, samples: Sequence[Sample], settings: Settings = Settings()
+                 ) -> tuple[list[Record], pd.DataFrame]:
     """Synthesis of `samples` (task tts, what to say in meta "text"), heard by `judge`.
 
-    Columns tts_wer and tts_silent (percent of answers without speech). An answer without speech is all deletions;
-    `skip_silent=True` leaves it out, as the released script does (evaluate_libritts.py:131-132). Per item:
-    reference, hypothesis, errors, words, seconds, silent.
+    Columns tts_wer and tts_silent (percent of answers without speech). An answer without speech is all deletions; the
+    released script leaves it out (`skipping_records`). Per item: reference, hypothesis, errors, words, seconds, silent.
     """
     waves = [answer.speech for answer in ask(model, samples, settings, to="speech", task="tts")]
     items = _heard(judge, waves, [meta(sample, "text") for sample in samples])
-    return speech_records(items, settings, skip_silent), items
+    return speech_records(items, settings, False), items
 
 
 def evaluate_recordings(judge: Recogniser, waves: Sequence[Waveform], texts: Sequence[str],
@@ -177,8 +176,8 @@ def speech_records(items: pd.DataFrame, settings: Settings, skip_silent: bool) -
 
 
 def skipping_records(items: pd.DataFrame, settings: Settings) -> list[Record]:
-    """What the released script's skipping of silent answers does to the same answers: their tts_wer in a row "...,
-    silent answers skipped", and how far that lies from the WER of all, paired by item."""
+    """What the released script's skipping of silent answers (evaluate_libritts.py:131-132) does to the same answers:
+    their tts_wer in a row "..., silent answers skipped", and how far that lies from the WER of all, paired by item."""
     row = f"{settings.row}, silent answers skipped"
     skipped = [r for r in speech_records(items, replace(settings, row=row), True) if r.column == "tts_wer"]
     if items["silent"].all():

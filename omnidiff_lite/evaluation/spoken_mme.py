@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 
 from omnidiff_lite.chat import Sample
@@ -18,7 +17,8 @@ from omnidiff_lite.evaluation.records import Record, measured
 from omnidiff_lite.evaluation.requests import Model, Settings, ask, meta
 from omnidiff_lite.evaluation.speech import Recogniser, transcribe_all
 from omnidiff_lite.evaluation.statistics import Estimate, proportion_interval
-from omnidiff_lite.evaluation.vision import mme_points, mme_scores, mme_sum, picture_of, spoken_questions, yes_or_no
+from omnidiff_lite.evaluation.vision import (mme_difference, mme_points, mme_scores, picture_of, spoken_questions,
+                                             yes_or_no)
 from omnidiff_lite.media import Waveform
 from omnidiff_lite.world.voices import ANSWER_VOICE, Voice, speak
 
@@ -76,7 +76,7 @@ def _marked(samples: Sequence[Sample], texts: Sequence[str | None]) -> pd.DataFr
 
 def _scored(items: pd.DataFrame, settings: Settings) -> list[Record]:
     """acc counts questions, acc+ pictures with both right; over all subtasks together, and as MME's points."""
-    both = _points(items)["points"] == 200
+    both = mme_points(items["subtask"], items["picture"], items["right"])["points"] == 200
     scores = mme_scores(items["subtask"], items["picture"], items["right"], settings)
     shares: dict[str, Estimate] = {
         "mme_accuracy": proportion_interval(items["right"], groups=items["subtask"] + items["picture"],
@@ -86,12 +86,4 @@ def _scored(items: pd.DataFrame, settings: Settings) -> list[Record]:
 
 
 def _difference(a: pd.DataFrame, b: pd.DataFrame, settings: Settings) -> list[Record]:
-    first, second = _points(a), _points(b)
-    if not np.array_equal(first[["subtask", "picture"]], second[["subtask", "picture"]]):
-        raise ValueError("a paired difference needs the same questions on both sides")
-    estimate = mme_sum(first["points"] - second["points"], first["subtask"], settings)
-    return measured(TABLE, settings.row, settings.seed, {"mme_p": replace(estimate, n=2 * estimate.n)})
-
-
-def _points(items: pd.DataFrame) -> pd.DataFrame:
-    return mme_points(items["subtask"], items["picture"], items["right"])
+    return measured(TABLE, settings.row, settings.seed, {"mme_p": mme_difference(a, b, settings)})

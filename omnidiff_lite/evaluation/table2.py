@@ -18,7 +18,7 @@ from omnidiff_lite.evaluation.statistics import (
     Estimate, difference_interval, paired_difference, proportion_interval, ratio, ratio_interval)
 from omnidiff_lite.evaluation.tables import cell_text
 from omnidiff_lite.evaluation.vision import (
-    MME_ABSENT, TABLE, bleu, evaluate_mme, mme_accuracies, mme_points, mme_sum, yes_or_no)
+    MME_ABSENT, TABLE, bleu, evaluate_mme, mme_accuracies, mme_difference, yes_or_no)
 
 TOLD_APART = 2  # standard errors of their difference by which two choices have to differ
 
@@ -49,9 +49,7 @@ def choice_differences(column: str, a: pd.DataFrame, b: pd.DataFrame, settings: 
 
 def mme_differences(a: pd.DataFrame, b: pd.DataFrame, settings: Settings) -> list[Record]:
     """mme_p of `a` less that of `b`, two tables of `evaluate_mme`."""
-    first, second = (mme_points(items["subtask"], items["picture"], items["right"]) for items in (a, b))
-    found = mme_sum(first["points"] - second["points"], first["subtask"], settings)
-    return measured(TABLE, settings.row, settings.seed, {"mme_p": replace(found, n=2 * found.n)})
+    return measured(TABLE, settings.row, settings.seed, {"mme_p": mme_difference(a, b, settings)})
 
 
 def caption_differences(a: pd.DataFrame, b: pd.DataFrame, settings: Settings) -> list[Record]:

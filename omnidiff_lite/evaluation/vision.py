@@ -19,7 +19,6 @@ from omnidiff_lite.chat import Sample, build_messages
 from omnidiff_lite.evaluation.cider import caption_words, cider_scores
 from omnidiff_lite.evaluation.records import Record, measured
 from omnidiff_lite.evaluation.requests import Model, Settings, ask, media_refs, meta
-from omnidiff_lite.evaluation.speech import Recogniser, transcribe_all
 from omnidiff_lite.evaluation.statistics import Estimate, bootstrap_interval, mean_interval, proportion_interval
 from omnidiff_lite.world.captions import matches, wordings
 from omnidiff_lite.world.scenes import Scene
@@ -76,10 +75,10 @@ def pope_scores(answers: Sequence[str], predictions: Sequence[str | None], pictu
     return {name: score.scaled(100) for name, score in scores.items()}
 
 
-def evaluate_pope(model: Model, samples: Sequence[Sample], settings: Settings = Settings(), *, name: str = "pope",
-                  task: str = "vqa", judge: Recogniser | None = None) -> tuple[list[Record], pd.DataFrame]:
+def evaluate_pope(model: Model, samples: Sequence[Sample], settings: Settings = Settings(), *, name: str = "pope"
+                  ) -> tuple[list[Record], pd.DataFrame]:
     """Yes/no questions about objects (meta "answer"). Columns `name`_accuracy, _precision, _recall, _f1, _yes."""
-    items = ask_questions(model, samples, settings, task=task, judge=judge)
+    items = ask_questions(model, samples, settings)
     scores = pope_scores(items["answer"], items["prediction"], items["picture"], settings)
     items["right"] = [yes_or_no(p) == a.lower() for p, a in zip(items["prediction"], items["answer"])]
     return measured(TABLE, settings.row, settings.seed, {f"{name}_{k}": v for k, v in scores.items()}), items
@@ -130,6 +129,16 @@ def mme_sum(points: pd.Series, subtasks: pd.Series, settings: Settings) -> Estim
                               **settings.resampling)
 
 
+def mme_difference(a: pd.DataFrame, b: pd.DataFrame, settings: Settings) -> Estimate:
+    """mme_p of `a` less that of `b`, paired by picture: two tables with subtask, picture and right of each question.
+    n counts questions. Raises `ValueError` for other questions on either side."""
+    first, second = (mme_points(items["subtask"], items["picture"], items["right"]) for items in (a, b))
+    if not np.array_equal(first[["subtask", "picture"]], second[["subtask", "picture"]]):
+        raise ValueError("a paired difference needs the same questions on both sides")
+    found = mme_sum(first["points"] - second["points"], first["subtask"], settings)
+    return replace(found, n=2 * found.n)
+
+
 def mme_accuracies(items: pd.DataFrame, settings: Settings = Settings()) -> dict[str, Estimate]:
     """The two halves of each subtask's score, in percent, of the table that `evaluate_mme` gives:
     mme_<subtask>_accuracy (n questions) and mme_<subtask>_accuracy_plus (n pictures)."""
@@ -142,17 +151,15 @@ def mme_accuracies(items: pd.DataFrame, settings: Settings = Settings()) -> dict
     return scores
 
 
-def evaluate_mme(model: Model, samples: Sequence[Sample], settings: Settings = Settings(), *, table: str = TABLE,
-                 task: str = "vqa", judge: Recogniser | None = None) -> tuple[list[Record], pd.DataFrame]:
+def evaluate_mme(model: Model, samples: Sequence[Sample], settings: Settings = Settings()
+                 ) -> tuple[list[Record], pd.DataFrame]:
     """MME's yes/no questions (meta "answer", "kind": the subtask), two a picture. Columns mme_<subtask>, mme_p (sum).
-
-    Spoken MME: `spoken_questions` and task svqa ask aloud; with `judge` the voice's answer counts, as it is heard.
     """
-    items = ask_questions(model, samples, settings, task=task, judge=judge)
+    items = ask_questions(model, samples, settings)
     items["subtask"] = [meta(sample, "kind") for sample in samples]
     items["right"] = [yes_or_no(p) == a.lower() for p, a in zip(items["prediction"], items["answer"])]
     scores = mme_scores(items["subtask"], items["picture"], items["right"], settings)
-    return measured(table, settings.row, settings.seed, scores), items
+    return measured(TABLE, settings.row, settings.seed, scores), items
 
 
 def spoken_questions(samples: Sequence[Sample], voices: Sequence[Voice], seed: int = 0) -> list[Sample]:
@@ -180,10 +187,10 @@ def multiple_choice_accuracy(answers: Sequence[str], predictions: Sequence[str |
 
 
 def evaluate_seed_bench(model: Model, samples: Sequence[Sample], settings: Settings = Settings(), *,
-                        name: str = "seed2plus", task: str = "vqa") -> tuple[list[Record], pd.DataFrame]:
+                        name: str = "seed2plus") -> tuple[list[Record], pd.DataFrame]:
     """Multiple choice over charts, maps and pages (meta "answer": a letter, or one of meta "choices"), or MMMU's.
     Column `name`."""
-    items = ask_questions(model, samples, settings, task=task)
+    items = ask_questions(model, samples, settings)
     items["answer"] = [right_letter(sample) for sample in samples]
     score = multiple_choice_accuracy(items["answer"], items["prediction"], items["picture"], settings)
     items["right"] = [chosen_letter(p) == a for p, a in zip(items["prediction"], items["answer"])]
@@ -206,14 +213,9 @@ def right_letter(sample: Sample) -> str:
     return letters[choices.index(answer)]
 
 
-def ask_questions(model: Model, samples: Sequence[Sample], settings: Settings, *, task: str,
-                  judge: Recogniser | None = None) -> pd.DataFrame:
-    """Per item: picture (its number in meta "image", or its reference), question, answer, prediction ("" for none).
-
-    With `judge`, the model is asked for speech and the prediction is what the judge hears.
-    """
-    answers = ask(model, samples, settings, to=("text", "speech") if judge else "text", task=task)
-    texts = transcribe_all(judge, [a.speech for a in answers]) if judge else [a.text or "" for a in answers]
+def ask_questions(model: Model, samples: Sequence[Sample], settings: Settings) -> pd.DataFrame:
+    """Per item: picture (its number in meta "image", or its reference), question, answer, prediction ("" for none)."""
+    texts = [answer.text or "" for answer in ask(model, samples, settings, to="text", task="vqa")]
     return pd.DataFrame({"picture": [picture_of(s) for s in samples],
                          "question": [s.meta.get("question", "") for s in samples],
                          "answer": [meta(s, "answer").strip() for s in samples], "prediction": texts})

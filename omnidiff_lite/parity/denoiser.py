@@ -47,6 +47,7 @@ def released_denoiser(golden: Golden = GOLDEN) -> Denoiser:
 
 
 def forward_case(name: str, golden: Golden = GOLDEN) -> dict[str, Tensor]:
+    """The recorded inputs and outputs of one forward pass, by name."""
     return golden.tensors("dream_forward", f"{name}.")
 
 
@@ -55,6 +56,7 @@ def forward_case(name: str, golden: Golden = GOLDEN) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def full_attention(name: str, golden: Golden) -> Pairs:
+    """Logits [B, L, vocab] where every token sees all."""
     case = forward_case(name, golden)
     yield released_denoiser(golden)(case["input_ids"], position_ids=case.get("position_ids")).logits, case["logits"]
 
@@ -82,21 +84,25 @@ def released_packed_mask(case: dict[str, Tensor]) -> Tensor:
 
 
 def packed_logits(golden: Golden) -> Tensor:
+    """The kit's logits [B, L, vocab] of the packed row under the released mask."""
     case = forward_case("packed", golden)
     return released_denoiser(golden)(case["input_ids"], position_ids=case["position_ids"],
                                      attention_mask=released_packed_mask(case)).logits
 
 
 def packed_row(golden: Golden) -> Pairs:
+    """Those logits against the released ones."""
     yield packed_logits(golden), forward_case("packed", golden)["logits"]
 
 
 def packed_loss(golden: Golden) -> Pairs:
+    """Their loss over the labels."""
     case = forward_case("packed", golden)
     yield masked_cross_entropy(packed_logits(golden), case["labels"]), case["loss"]
 
 
 def packed_gradients(golden: Golden) -> Pairs:
+    """Its gradients: of each listed parameter the norm, or all of it."""
     case, parameters = forward_case("packed", golden), dict(released_denoiser(golden).named_parameters())
     listed = [key.split(".", 1) for key in case if key.startswith("grad")]
     loss = masked_cross_entropy(packed_logits(golden), case["labels"])
@@ -111,12 +117,14 @@ def packed_segments(golden: Golden) -> Pairs:
 
 
 def own_packed_logits(golden: Golden = GOLDEN) -> Tensor:
+    """The kit's logits [B, L, vocab] of the packed row under its own segments."""
     case = forward_case("packed", golden)
     segment = (case["position_ids"] == 0).cumsum(-1).masked_fill(case["attention_mask"] == 0, PADDING)
     return released_denoiser(golden)(case["input_ids"], position_ids=case["position_ids"], segment_ids=segment).logits
 
 
 def speech_adapter(golden: Golden) -> Pairs:
+    """Frames of one recording, projected to [1, n, hidden]."""
     case = forward_case("audio", golden)
     yield released_denoiser(golden).project_speech(case["frames0"])[None], case["projected0"]
 

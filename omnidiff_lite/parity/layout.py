@@ -60,6 +60,7 @@ def _seen(tensor: torch.Tensor | None, dtype: str) -> tuple[tuple[int, ...] | No
 
 
 def vocabulary_ids(golden: Golden) -> Pairs:
+    """Size, first image id and every special id; of codes the name that their id has."""
     layout, vocabulary = golden.json("vocab_layout"), Vocabulary.released()
     yield vocabulary.size, layout["after_magvit"]
     yield vocabulary.image_range.start, layout["after_update_tokenizer"]
@@ -69,6 +70,7 @@ def vocabulary_ids(golden: Golden) -> Pairs:
 
 
 def prompts(golden: Golden) -> Pairs:
+    """The inference prompt of each task, as text."""
     texts = {"TTS": "HELLO", "T2I": "A CAT", "VQA": "QUESTION"}
     for name, wanted in golden.json("vocab_layout")["prompts"].items():
         messages = released_inference_messages(build_messages(name.lower(), texts.get(name)))
@@ -130,11 +132,13 @@ def masks_exactly(golden: Golden) -> Pairs:
 
 
 def mask_rates(gamma: float, golden: Golden) -> Pairs:
+    """How often each position is masked, [L]."""
     masked, expected = _masked(golden, gamma)
     yield masked.float().mean(0), torch.tensor(expected["rate_per_position"])
 
 
 def mean_mask_rates(gamma: float, golden: Golden) -> Pairs:
+    """The same over ordinary positions, and over pads."""
     masked, expected = _masked(golden, gamma)
     yield masked[:, 6:28].float().mean(), torch.tensor(expected["rate_normal"])
     yield masked[:, 28:36].float().mean(), torch.tensor(expected["rate_pad"])
@@ -147,6 +151,7 @@ def mask_count_variance(gamma: float, golden: Golden) -> Pairs:
 
 
 def never_masked(golden: Golden) -> Pairs:
+    """The positions that no draw masks are those of the release."""
     masked, expected = _masked(golden, 0.6)
     rates = zip(masked.float().mean(0).tolist(), expected["rate_per_position"])
     return [(rate == 0, wanted == 0) for rate, wanted in rates]

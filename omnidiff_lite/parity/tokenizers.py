@@ -41,28 +41,33 @@ GLM_DECODER = SpeechDecoderConfig(
 
 
 def image_weights(golden: Golden = GOLDEN) -> dict[str, Tensor]:
+    """The tiny tokenizer's tensors in float32, by name."""
     weights = golden.tensors("magvit_tiny", "weights.")
     return {name: tensor.float() for name, tensor in weights.items()}  # stored as float16
 
 
 @lru_cache(maxsize=2)
 def image_tokenizer(golden: Golden = GOLDEN) -> ImageTokenizer:
+    """The tiny tokenizer with these weights. Shared: do not change it."""
     tokenizer = ImageTokenizer(MAGVIT).eval().requires_grad_(False)
     strict_load(tokenizer, image_weights(golden), derivable=lambda name: name.startswith("quantize."))
     return tokenizer
 
 
 def picture_z(golden: Golden) -> Pairs:
+    """The encoder's output [B, bits, h, w], before its signs are taken."""
     case = golden.tensors("magvit_tiny", "square.")
     yield image_tokenizer(golden).encoder(case["pixels"].float()), case["z"]
 
 
 def picture_codes(golden: Golden) -> Pairs:
+    """Ids [B, h, w] of a square picture."""
     case = golden.tensors("magvit_tiny", "square.")
     return each(image_tokenizer(golden).encode(case["pixels"].float()), case["codes"])
 
 
 def picture_from_codes(name: str, golden: Golden) -> Pairs:
+    """Pixels [B, 3, H, W] from ids."""
     case = golden.tensors("magvit_tiny", f"{name}.")
     yield image_tokenizer(golden).decode(case["codes"].view(-1, 4, 4)), case["image"]
 
@@ -80,6 +85,7 @@ def sign_rule(golden: Golden) -> Pairs:
 
 @lru_cache(maxsize=2)
 def speech_encoder(golden: Golden = GOLDEN, dtype: torch.dtype = torch.float32) -> SpeechEncoder:
+    """The tiny encoder with the recorded weights. Shared: do not change it."""
     encoder = SpeechEncoder(SENSEVOICE).eval().requires_grad_(False)
     strict_load(encoder, golden.tensors("sensevoice_tiny", "weights.audio_model.model."),
                 derivable=lambda name: name == "cmvn")
@@ -100,6 +106,7 @@ def front_end(what: str, golden: Golden) -> Pairs:
 
 
 def positions(golden: Golden) -> Pairs:
+    """The sinusoidal table [T, dim]."""
     table = golden.tensors("sensevoice_tiny", "pos.")["f32"]
     yield sinusoid(*table.shape), table
 
@@ -157,12 +164,14 @@ def speech_tokens(name: str, what: str, golden: Golden) -> Pairs:
 
 @lru_cache(maxsize=2)
 def flow_decoder(golden: Golden = GOLDEN) -> Flow:
+    """The tiny flow with the recorded weights. Shared: do not change it."""
     flow = Flow(GLM_DECODER.flow, GLM_DECODER.codes)
     strict_load(flow, golden.tensors("glmdec_tiny", "weights.flow."))
     return flow.requires_grad_(False)
 
 
 def flow_conditions(golden: Golden) -> Pairs:
+    """What steers the flow: encoded tokens, mu and the speaker."""
     case, flow = golden.tensors("glmdec_tiny", "flow."), flow_decoder(golden)
     yield flow.encoder(flow.input_embedding(case["token"])), case["encoder_out"]
     yield flow.mu(case["token"], frame_count(case["token"].shape[1])), case["mu"]
@@ -170,6 +179,7 @@ def flow_conditions(golden: Golden) -> Pairs:
 
 
 def flow_velocity(golden: Golden) -> Pairs:
+    """The estimator's output at one time."""
     case, flow = golden.tensors("glmdec_tiny", "flow."), flow_decoder(golden)
     known = torch.zeros_like(case["mu"])
     yield (flow.decoder.estimator(case["noise"], torch.tensor([0.3]), case["mu"], case["spk"], known),
@@ -177,6 +187,7 @@ def flow_velocity(golden: Golden) -> Pairs:
 
 
 def flow_mel(golden: Golden) -> Pairs:
+    """The mel after ten guided steps."""
     case = golden.tensors("glmdec_tiny", "flow.")
     yield flow_decoder(golden).sample(case["token"], case["noise"]), case["mel_10"]
 
@@ -197,17 +208,20 @@ def flow_prompted(golden: Golden) -> Pairs:
 
 @lru_cache(maxsize=2)
 def vocoder(golden: Golden = GOLDEN) -> HiFT:
+    """The tiny vocoder with the recorded weights. Shared: do not change it."""
     hift = HiFT(GLM_DECODER.vocoder)
     strict_load(hift, golden.tensors("glmdec_tiny", "weights.hift."))
     return hift.requires_grad_(False)
 
 
 def pitch(golden: Golden) -> Pairs:
+    """F0 in Hz of each mel frame."""
     case = golden.tensors("glmdec_tiny", "hift.")
     yield vocoder(golden).f0_predictor(case["mel"]), case["f0"]
 
 
 def voicing(golden: Golden) -> Pairs:
+    """Which samples are voiced."""
     case = golden.tensors("glmdec_tiny", "hift.")
     f0 = vocoder(golden).f0_predictor(case["mel"])
     return each(voiced(f0[:, None].repeat_interleave(256, -1)), case["uv"])

@@ -14,8 +14,8 @@ from omnidiff_lite.config import ConfigError, Preset
 from omnidiff_lite.diffusion.canvas import Canvas, Span, answer_canvas
 from omnidiff_lite.diffusion.guidance import unconditional_prompt
 from omnidiff_lite.diffusion.settings import DecodingConfig
+from omnidiff_lite.sizes import FRAME_SECONDS, QUERY_FRAMES, TOKENS_PER_SECOND
 from omnidiff_lite.strict import from_dict
-from omnidiff_lite.tokenizers.mel import TOKENS_PER_SECOND
 from omnidiff_lite.tokenizers.text import encode_text
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 Decoding = Mapping[str, Any] | str | None  # a style, or fields of DecodingConfig with perhaps "style" among them
 STYLES = ("paper", "released")
 _OWN = ("length", "seed", "allowed_ids", "guidance_prompt_ids")  # what the pipeline itself gives to each request
-FRAME_SECONDS = 0.06  # of one frame of user speech
-QUERY_FRAMES = 4  # in front of them
 SHORTEST = 4  # masks
 WORLD_NOTE = ("This model knows only the kit's small drawn world of coloured shapes and synthetic voices: expect no sense "
               "outside of it, and at the smoke preset, which trains for minutes, none at all, only the right form.")
@@ -204,6 +202,7 @@ def spoken_canvas(tokenizers: Tokenizers, lead: int, n: int, prefill: Mapping[fl
 
 
 def newline_id(tokenizers: Tokenizers) -> int:
+    """The text id of a newline, which follows the end of a turn."""
     return encode_text(tokenizers.text, "\n")[0]
 
 

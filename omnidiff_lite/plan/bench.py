@@ -32,7 +32,7 @@ from omnidiff_lite.evaluation.records import Record, measured, with_provenance
 from omnidiff_lite.evaluation.statistics import Estimate, median_interval, proportion_interval
 from omnidiff_lite.evaluation.suite import autoregressive_twin, finished_system
 from omnidiff_lite.pipeline import OmniDiffusion
-from omnidiff_lite.plan.device import Rates, device_name, device_of, measure_rates
+from omnidiff_lite.plan.device import Rates, device_name, device_of, measure_rates, seconds_at
 from omnidiff_lite.plan.exact_speed import SMALL, exact_speed
 from omnidiff_lite.plan.floor import decoding_work
 from omnidiff_lite.plan.profile import PARTS, REST, profile_records
@@ -135,12 +135,8 @@ def _floor(found: Compared, model: OmniDiffusion, rates: Rates) -> dict[str, Est
     shortest = min(len(answer.ids) for answer in answers)
     flops = mean(work(len(answer.ids), sum(bool(step.decided.any()) for step in answer.trace)).flops
                  for answer in answers)
-    return {"floor_bytes_s": _at(work(shortest, round(passes)).bytes / found.settings.batch, rates.bandwidth),
-            "floor_flops_s": _at(flops, rates.matmul)}
-
-
-def _at(amount: float, rate: Estimate) -> Estimate:
-    return Estimate(amount / rate.value, amount / rate.high, amount / rate.low, rate.n)
+    return {"floor_bytes_s": seconds_at(work(shortest, round(passes)).bytes / found.settings.batch, rates.bandwidth),
+            "floor_flops_s": seconds_at(flops, rates.matmul)}
 
 
 # --- what is printed ------------------------------------------------------------------------------------------------

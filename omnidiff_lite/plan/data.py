@@ -15,6 +15,7 @@ import pandas as pd
 from omnidiff_lite.chat import TASKS
 from omnidiff_lite.config import Preset
 from omnidiff_lite.data.packing import WINDOW, first_fit
+from omnidiff_lite.sizes import FRAME_SECONDS, QUERY_FRAMES, TOKENS_PER_SECOND
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,7 @@ TABLE_4 = (
     Source("SDVI speech to image", "s2i", (3,), samples=30_000),
 )
 
-FRAME_RATE = 1000 / 60  # speech encoder frames a second: 10 ms shift, 6 stacked (16.67)
-QUERY_FRAMES = 4  # language, two of event and emotion, text normalisation
-CODE_RATE = 12.5  # speech tokens a second
+FRAME_RATE = 1 / FRAME_SECONDS
 
 # name: (value, unit, why)
 ASSUMPTIONS = {
@@ -117,12 +116,12 @@ def sample_tokens(task: str, preset: Preset, clip_seconds: float = 0.0) -> Token
     text = {"text_qa": a["text_answer"], "captioning": a["caption"], "vqa": a["visual_answer"],
             "asr": clip_seconds * a["text_rate"]}.get(task, spoken * a["text_rate"]) if "text" in form.outputs else 0
     sees, draws = "image" in form.inputs, "image" in form.outputs
-    heard_codes = heard * CODE_RATE if preset.denoiser.speech_input == "discrete" else 0
+    heard_codes = heard * TOKENS_PER_SECOND if preset.denoiser.speech_input == "discrete" else 0
     return Tokens(
         prompt=a["chat"] + written + 2 * (heard > 0) + heard_codes,
         seen=sees * ((image.understanding_size // image.factor) ** 2 + 2),
         frames=(heard > 0) * (not heard_codes) * (heard * FRAME_RATE + QUERY_FRAMES),
-        answer=2 + text + (spoken > 0) * (spoken * CODE_RATE + 2)
+        answer=2 + text + (spoken > 0) * (spoken * TOKENS_PER_SECOND + 2)
         + draws * ((image.generation_size // image.factor) ** 2 + 2),
         pads=(1 + preset.training.max_tail_pads) / 2 if preset.training.max_tail_pads else 0,
         pictures=sees + draws, seconds=heard + spoken)

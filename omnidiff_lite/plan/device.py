@@ -48,6 +48,11 @@ class Rates:
     matmul: Estimate
 
 
+def seconds_at(amount: float, rate: Estimate) -> Estimate:
+    """Seconds that `amount` takes at a measured rate; the interval is the rate's, turned round."""
+    return Estimate(amount / rate.value, amount / rate.high, amount / rate.low, rate.n)
+
+
 @torch.no_grad()
 def measure_rates(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> Rates:
     """`bandwidth`: of one large copy, read and written bytes together; `matmul`: of one large square product, on a CPU

@@ -7,6 +7,7 @@ a stage, no packing fills its rows. What any packing could reach at most is ther
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from omnidiff_lite.config import Preset
 from omnidiff_lite.data.encode import EncodedSample
-from omnidiff_lite.data.packing import PackedStream
+from omnidiff_lite.data.packing import PackedStream, PackingError
 from omnidiff_lite.plan.data import sample_tokens, sources
 from omnidiff_lite.training.trainer import stage_config
 
@@ -61,6 +62,26 @@ def filled_rows(preset: Preset, stage: int, length: int | None = None, seed: int
     rows = [[draw.tokens for draw in row] for window in range(WINDOWS) for row in stream.window(window)]
     tokens = [count for row in rows for count in row]
     return Filled(sum(tokens) / (len(rows) * length), sum(tokens) / (fewest_rows(tokens, length) * length))
+
+
+def filled_text(preset: Preset) -> str:
+    """How full the rows of each stage's own mix are, as text; without a figure where a row does not hold every sample
+    of table 4."""
+    length = preset.training.length
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # samples left out
+            stages = [filled_rows(preset, stage) for stage in (1, 2, 3)]
+    except (PackingError, UserWarning):
+        return f"Rows of {length:,} tokens do not hold every sample of table 4: how full they are is not planned."
+    share, most = (_percents([getattr(filled, name) for filled in stages]) for name in ("share", "most"))
+    return (f"Rows of {length:,} tokens, packed as in training, are filled to {share} % in stages 1 to 3 of the "
+            f"preset's own mix;\nno packing fills more than {most} %.")
+
+
+def _percents(shares: Sequence[float]) -> str:
+    *first, last = (f"{100 * share:.0f}" for share in shares)
+    return f"{', '.join(first)} and {last}"
 
 
 def fewest_rows(tokens: Sequence[int], length: int) -> int:

@@ -27,12 +27,13 @@ from omnidiff_lite.evaluation.records import Record, measured, paper_records, wi
 from omnidiff_lite.evaluation.statistics import Estimate, median_interval
 from omnidiff_lite.measure import PeakMemory, seconds_of
 from omnidiff_lite.pipeline.settings import AnswerLengths
-from omnidiff_lite.plan.data import ASSUMED, CODE_RATE, FRAME_RATE, QUERY_FRAMES
-from omnidiff_lite.plan.device import Rates, device_name, device_of, measure_rates
+from omnidiff_lite.plan.data import ASSUMED, FRAME_RATE
+from omnidiff_lite.plan.device import Rates, device_name, device_of, measure_rates, seconds_at
 from omnidiff_lite.plan.floor import DecodingWork, decoding_work
 from omnidiff_lite.plan.memory import GIB
 from omnidiff_lite.plan.parts import PlanError, denoiser_config, denoiser_parameters, vocabulary_of
 from omnidiff_lite.provenance import provenance
+from omnidiff_lite.sizes import QUERY_FRAMES, TOKENS_PER_SECOND
 from omnidiff_lite.tokenizers.image import ImageTokenizer
 from omnidiff_lite.tokenizers.speech_decoder import SpeechDecoder
 from omnidiff_lite.vocabulary import Vocabulary
@@ -163,7 +164,7 @@ def _jobs(preset: Preset, device: torch.device, tasks: Sequence[str], steps: Seq
         config = DecodingConfig.paper("tts", vocabulary).replace(length=length, allowed_ids=vocabulary.speech_range)
         speak = _speaking(preset, device, vocabulary)
         jobs += [Job(f"text-to-speech, {share:g}L steps", chat + text_tokens, config.replace(steps=share), speak,
-                     length / CODE_RATE) for share in ratios]
+                     length / TOKENS_PER_SECOND) for share in ratios]
     return jobs
 
 
@@ -186,10 +187,8 @@ def _random(kind: Callable[..., nn.Module], config: object, device: torch.device
 
 
 def _floor_seconds(work: DecodingWork, rates: Rates) -> dict[str, Estimate]:
-    """Seconds at the measured rates; the interval is the rate's, turned round."""
-    return {name: Estimate(amount / rate.value, amount / rate.high, amount / rate.low, rate.n)
-            for name, amount, rate in (("floor_bytes_s", work.bytes, rates.bandwidth),
-                                       ("floor_flops_s", work.flops, rates.matmul))}
+    return {"floor_bytes_s": seconds_at(work.bytes, rates.bandwidth),
+            "floor_flops_s": seconds_at(work.flops, rates.matmul)}
 
 
 def _rate_records(row: str, rates: Rates, seed: int) -> list[Record]:

@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from omnidiff_lite.sizes import TOKENS_PER_SECOND
+
 RATE = 22050  # Hz
 HOP = 256
 WINDOW = 1024
 MEL_MAX_HZ = 8000.0
 FLOOR = 1e-5  # of a mel magnitude, before the log
-TOKENS_PER_SECOND = 12.5
 
 
 def frame_count(tokens: int, rate: int = RATE) -> int:

@@ -61,6 +61,8 @@ class SanmAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """Two linear layers, a ReLU between them."""
+
     def __init__(self, config: SpeechEncoderConfig) -> None:
         super().__init__()
         self.dropout = config.dropout
@@ -68,6 +70,7 @@ class FeedForward(nn.Module):
         self.w_2 = nn.Linear(config.ffn, config.dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [..., dim] -> [..., dim]."""
         return self.w_2(F.dropout(self.w_1(x).relu(), self.dropout, self.training))
 
 

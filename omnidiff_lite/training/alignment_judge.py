@@ -24,8 +24,7 @@ HEAD = 32  # dimensions of an attention head
 def train_alignment_judge(config: JudgeConfig, text_tokenizer: PreTrainedTokenizerBase,
                           pictures: Sequence[tuple[PIL.Image.Image, str]], budget: Budget, seed: int
                           ) -> tuple[AlignmentJudge, pd.DataFrame]:
-    """A CLIP trained from nothing on (picture, caption) pairs by the contrastive loss; its quality figure is
-    `judges.retrieval_accuracy` on held-out pictures.
+    """A CLIP trained from nothing on (picture, caption) pairs by the contrastive loss.
 
     History: one row a step with loss and accuracy (of picture to caption within the batch).
     """

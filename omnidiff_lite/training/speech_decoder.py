@@ -15,7 +15,8 @@ from torch import Tensor
 
 from omnidiff_lite.config import Budget, SpeechDecoderConfig
 from omnidiff_lite.media import Waveform
-from omnidiff_lite.tokenizers.mel import TOKENS_PER_SECOND, frame_count, log_mel
+from omnidiff_lite.sizes import TOKENS_PER_SECOND
+from omnidiff_lite.tokenizers.mel import frame_count, log_mel
 from omnidiff_lite.tokenizers.speech_decoder import Ids, SpeechDecoder
 from omnidiff_lite.training.fit import fit
 

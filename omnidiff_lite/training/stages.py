@@ -1,9 +1,8 @@
-"""The three stages of section 3.3: what each adds, and one call that runs one."""
+"""The three stages of section 3.3: one call runs one, on the tasks that the preset mixes in it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,23 +27,6 @@ if TYPE_CHECKING:
 
 
 SCRATCH = "scratch"  # in place of a denoiser to start from; a folder of that name is Path("scratch")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage as the paper names it, with the tasks of its table 4 that are new in it."""
-
-    title: str
-    new_tasks: tuple[str, ...]
-
-
-# Section 3.3 and table 4. Tasks of earlier stages stay, but for captioning, which table 4 drops after stage 2.
-# The stages of text QA, VQA and spoken QA are in table 4 alone; section 3.3 does not mention them.
-STAGES = {
-    1: Stage("Visual-language pre-alignment", ("text_qa", "captioning", "t2i")),
-    2: Stage("Speech-vision-language joint alignment", ("vqa", "asr", "tts", "sqa")),
-    3: Stage("Speech-driven visual interaction", ("svqa", "s2i")),
-}
 
 
 def run_stage(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser | str | Path | None,

@@ -11,19 +11,17 @@ from __future__ import annotations
 from collections import Counter
 from functools import lru_cache
 from itertools import count
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
+from omnidiff_lite.chat import Sample, build_messages
 from omnidiff_lite.config import WorldConfig
 from omnidiff_lite.world.charts import Chart, chart_question, does_say, readings, sample_chart
 from omnidiff_lite.world.questions import (NO, YES, Question, are_there, choose, does_stand, is_there, wrong_counts)
 from omnidiff_lite.world.recipes import chart_ref, scene_ref
 from omnidiff_lite.world.scenes import COLORS, SHAPES, Scene, sample_scene
 from omnidiff_lite.world.splits import INVERSE, stream
-
-if TYPE_CHECKING:
-    from omnidiff_lite.chat import Sample
 
 Strategy = Literal["random", "popular", "adversarial"]
 STRATEGIES: tuple[Strategy, ...] = ("random", "popular", "adversarial")
@@ -131,8 +129,6 @@ def seed_bench(n: int, seed: int, config: WorldConfig) -> list[Sample]:
 
 
 def _row(question: Question, item: Scene | Chart, index: int) -> Sample:
-    from omnidiff_lite.chat import Sample, build_messages  # brings transformers; workers that only draw do without
-
     is_scene = isinstance(item, Scene)
     meta = {"question": question.text, "text": question.prompt, "answer": question.reply, "kind": question.kind,
             "image": index, "choices": list(question.choices), "scene" if is_scene else "chart": item.to_dict()}

@@ -29,7 +29,7 @@ RELATION_WORDINGS = {LEFT: ("left of", "to the left of"), RIGHT: ("right of", "t
 _RELATION_OF = {"left of": LEFT, "right of": RIGHT, "above": ABOVE, "over": ABOVE, "below": BELOW, "under": BELOW}
 _RELATION = re.compile(r"\b(left of|right of|above|over|below|under)\b")
 _PLACE = re.compile(r"\b((?:top|middle|bottom) (?:left|center|right)|center)\b")
-_SHAPE = re.compile(rf"\b({'|'.join(SHAPES)}|cross(?=es))(?:e?s)?\b")
+_SHAPE = re.compile(rf"\b({'|'.join(SHAPES)})(?:e?s)?\b")
 _GROUND = re.compile(rf"\b({'|'.join(BACKGROUNDS)})\b")
 
 

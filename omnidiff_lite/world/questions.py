@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Sequence
+from typing import Callable, Sequence
 
 import numpy as np
 
 from omnidiff_lite.world.captions import article
 from omnidiff_lite.world.scenes import COLORS, SHAPES, Object, Scene, holds
-from omnidiff_lite.world.splits import INVERSE, LEFT, RIGHT
+from omnidiff_lite.world.splits import INVERSE, LEFT, RIGHT, choose
 
 YES, NO = "yes", "no"
 YES_NO_SUFFIX = " please answer yes or no."
@@ -85,11 +85,6 @@ def kinds(scene: Scene) -> list[str]:
     if not _singled_out(scene, "color"):
         missing.add("shape")
     return [kind for kind in _ASK if kind not in missing]
-
-
-def choose(rng: np.random.Generator, options: Sequence[Any]) -> Any:
-    """One of the options."""
-    return options[int(rng.integers(len(options)))]
 
 
 def is_there(thing: str) -> str:

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from omnidiff_lite.config import WorldConfig
-from omnidiff_lite.world.splits import (ABOVE, ALONE, BELOW, INVERSE, LEFT, RELATIONS, RIGHT, combinations_split,
-                                        digest, training_part)
+from omnidiff_lite.world.splits import (ABOVE, ALONE, BELOW, INVERSE, LEFT, RELATIONS, RIGHT, choose,
+                                        combinations_split, digest, training_part)
 
 RGB = tuple[int, int, int]
 
@@ -167,9 +167,9 @@ def sample_scene(rng: np.random.Generator, config: WorldConfig, split: str, obje
 
 def _propose(rng: np.random.Generator, config: WorldConfig, count: int) -> Scene:
     kinds = _sample_kinds(rng, count)
-    objects = tuple(Object(shape, color, _pick(rng, tuple(SIZES)), _pick(rng, textures(config)), cell)
+    objects = tuple(Object(shape, color, choose(rng, tuple(SIZES)), choose(rng, textures(config)), cell)
                     for (shape, color), cell in zip(kinds, _sample_cells(rng, config.grid, count)))
-    return Scene(_pick(rng, tuple(BACKGROUNDS)), objects, config.grid, config.jitter)
+    return Scene(choose(rng, tuple(BACKGROUNDS)), objects, config.grid, config.jitter)
 
 
 def _sample_kinds(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
@@ -178,7 +178,7 @@ def _sample_kinds(rng: np.random.Generator, count: int) -> list[tuple[str, str]]
     while len(kinds) < count:
         partnered = kinds and rng.random() < PARTNERED
         shape = PARTNERS[kinds[0][0]] if partnered else str(rng.choice(tuple(SHAPES), p=tuple(SHAPES.values())))
-        kind = shape, _pick(rng, tuple(COLORS))
+        kind = shape, choose(rng, tuple(COLORS))
         if kind not in kinds:
             kinds.append(kind)
     return kinds
@@ -193,10 +193,6 @@ def _sample_cells(rng: np.random.Generator, grid: int, count: int) -> list[tuple
     pair = [(line, start), (line, end)] if rng.random() < 0.5 else [(start, line), (end, line)]
     rest = [(row, column) for row in range(grid) for column in range(grid) if (row, column) not in pair]
     return pair + [rest[i] for i in rng.permutation(len(rest))[:count - 2]]
-
-
-def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
-    return options[int(rng.integers(len(options)))]
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------------

@@ -14,14 +14,17 @@ The paper does not say by which rules or which language model it filters and rew
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from omnidiff_lite.chat import Sample, build_messages
 from omnidiff_lite.world.splits import stream
 from omnidiff_lite.world.voices import ANSWER_VOICE, Voice, speech_ref
 
 Row = dict[str, Any]
+V = TypeVar("V")
+Said = list[tuple[str, V]]  # texts, and the voice that says each
 MAX_WORDS = 100
 
 _MATHS_SOURCE = re.compile(r"math|geo(?!graph)|intergps|tabmwp|websight|code", re.I)
@@ -171,27 +174,40 @@ def build_spoken_vqa(rows: Iterable[Row], voices: Sequence[Voice], answer_voice:
 
     The voice of a question depends on the seed and the question, not on the other rows.
     """
-    kept = (open_question(row) for row in drop_maths_and_code(one_picture(rows)))
-    return [_spoken_vqa(row, voices, answer_voice, seed)
-            for row in drop_long_answers((row for row in kept if row is not None), max_words)]
-
-
-def _spoken_vqa(row: Row, voices: Sequence[Voice], answer_voice: Voice, seed: int) -> Sample:
-    question, answer = question_of(row), answer_of(row)
-    voice = _voice(voices, seed, row["image"], question)
-    return Sample(build_messages("svqa", answer=answer), [row["image"]],
-                  synthesise(question, answer, voice, answer_voice), "svqa",
-                  {"question": question, "answer": answer, "text": question})
+    return [_recorded(*script) for script in vqa_scripts(rows, partial(choose_voice, voices, seed), answer_voice,
+                                                         max_words)]
 
 
 def build_speech_to_image(pairs: Iterable[tuple[str, str]], voices: Sequence[Voice], seed: int = 0) -> list[Sample]:
     """Samples of (spoken caption, picture), task "s2i", from pairs of a caption and a picture reference."""
-    return [Sample(build_messages("s2i", answer=""), [image],
-                   [speech_ref(caption, _voice(voices, seed, image, caption))], "s2i",
-                   {"caption": caption, "text": caption}) for caption, image in pairs]
+    return [_recorded(*image_script(caption, image, partial(choose_voice, voices, seed))) for caption, image in pairs]
 
 
-def _voice(voices: Sequence[Voice], *key: object) -> Voice:
+def _recorded(sample: Sample, said: Said[Voice]) -> Sample:
+    sample.audios = [speech_ref(text, voice) for text, voice in said]
+    return sample
+
+
+def vqa_scripts(rows: Iterable[Row], voice_of: Callable[[str, str], V], answer_voice: V, max_words: int = MAX_WORDS
+                ) -> Iterator[tuple[Sample, Said[V]]]:
+    """Steps 1 to 3: samples without recordings, and what these shall say. `voice_of`: who asks, by picture and
+    question; a voice is whatever step 4 takes for one."""
+    kept = (open_question(row) for row in drop_maths_and_code(one_picture(rows)))
+    for row in drop_long_answers((row for row in kept if row is not None), max_words):
+        question, answer = question_of(row), answer_of(row)
+        yield (Sample(build_messages("svqa", answer=answer), [row["image"]], [], "svqa",
+                      {"question": question, "answer": answer, "text": question}),
+               [(question, voice_of(row["image"], question)), (answer, answer_voice)])
+
+
+def image_script(caption: str, image: str, voice_of: Callable[[str, str], V]) -> tuple[Sample, Said[V]]:
+    """The same of a picture and its caption."""
+    return (Sample(build_messages("s2i", answer=""), [image], [], "s2i", {"caption": caption, "text": caption}),
+            [(caption, voice_of(image, caption))])
+
+
+def choose_voice(voices: Sequence[V], *key: object) -> V:
+    """One of `voices`, by the seed and the sample in `key`. Raises ValueError where there is none."""
     if not voices:
         raise ValueError("no voice to speak the questions; give at least one")
     return voices[int(stream("sdvi voice", *key).integers(len(voices)))]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
-from typing import Iterable, Literal
+from typing import Any, Iterable, Literal, Sequence
 
 import numpy as np
 
@@ -31,6 +31,11 @@ def digest(*parts: object) -> int:
 def stream(*parts: object) -> np.random.Generator:
     """The random generator that belongs to a name: `stream("vqa", "train", seed, index)`."""
     return np.random.default_rng(digest(*parts))
+
+
+def choose(rng: np.random.Generator, options: Sequence[Any]) -> Any:
+    """One of the options."""
+    return options[int(rng.integers(len(options)))]
 
 
 @lru_cache(maxsize=None)

@@ -14,10 +14,11 @@ from itertools import permutations
 
 import numpy as np
 
+from omnidiff_lite.world.captions import article
+from omnidiff_lite.world.questions import number_word
 from omnidiff_lite.world.splits import digest, training_part
 
-NUMBERS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-           "seventeen eighteen nineteen twenty").split()
+NUMBERS = [number_word(number) for number in range(21)]
 DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
 MONTHS = "january february march april may june july august september october november december".split()
 COLORS = {"ripe lemon": "yellow", "banana": "yellow", "ripe tomato": "red", "fire engine": "red", "strawberry": "red",
@@ -61,17 +62,13 @@ class _Table:
     facts: tuple[tuple[str, ...], ...]
 
 
-def _article(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-
-
-def _pairs(table: dict[str, str], article: bool = True) -> tuple[tuple[str, ...], ...]:
-    return tuple((_article(key) if article else key, value) for key, value in table.items())
+def _pairs(table: dict[str, str], named: bool = False) -> tuple[tuple[str, ...], ...]:
+    return tuple((key if named else article(key), value) for key, value in table.items())
 
 
 def _compare(ranks: list[str]) -> tuple[tuple[str, ...], ...]:
     """Every two of an ascending list, in both orders; the answer is the greater."""
-    return tuple((_article(ranks[i]), _article(ranks[j]), _article(ranks[max(i, j)]))
+    return tuple((article(ranks[i]), article(ranks[j]), article(ranks[max(i, j)]))
                  for i, j in permutations(range(len(ranks)), 2))
 
 
@@ -122,9 +119,9 @@ TABLES: dict[str, _Table] = {
     "sound": _Table(("what does {0} say", "what sound does {0} make", "tell me what {0} says",
                      "which sound comes from {0}"), _pairs(SOUNDS)),
     "capital": _Table(("what is the capital of {0}", "name the capital of {0}", "tell me the capital of {0}",
-                       "which city is the capital of {0}"), _pairs(CAPITALS, article=False)),
+                       "which city is the capital of {0}"), _pairs(CAPITALS, named=True)),
     "kind": _Table(("what is {0}", "what kind of thing is {0}", "tell me what {0} is", "what do we call {0}"),
-                   tuple((_article(each), _article(kind)) for kind, members in KINDS.items() for each in members)),
+                   tuple((article(each), article(kind)) for kind, members in KINDS.items() for each in members)),
 }
 
 
