@@ -39,13 +39,13 @@ class Waveform:
 
         return Waveform(soxr.resample(self.samples, self.rate, rate).astype(np.float32), rate)
 
-    def save(self, path: str | Path) -> Path:
-        """Write a file in the format that its suffix names (16-bit for WAV and FLAC)."""
+    def save(self, path: str | Path, format: str | None = None) -> Path:
+        """Write a file, 16-bit for WAV and FLAC, in `format` as soundfile names it, or that of its suffix."""
         import soundfile
 
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, np.clip(self.samples, -1, 1), self.rate)
+        soundfile.write(path, np.clip(self.samples, -1, 1), self.rate, format=format)
         return path
 
     def _repr_html_(self) -> str:

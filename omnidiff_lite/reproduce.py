@@ -23,6 +23,7 @@ import nbformat
 from omnidiff_lite.ablation.study import shipped_studies
 from omnidiff_lite.artifacts import CLONE, Artifacts
 from omnidiff_lite.config import Preset, load_preset, preset_names
+from omnidiff_lite.files import written_whole
 from omnidiff_lite.freshness import Step, outputs, read_stamp, stale, stamp_path, step_key
 from omnidiff_lite.measure import PeakMemory
 from omnidiff_lite.notebook import check_parameters
@@ -255,9 +256,8 @@ def _clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def _write(notebook: nbformat.NotebookNode, target: Path) -> None:
-    partial = target.with_suffix(".partial")
-    nbformat.write(notebook, partial)
-    shutil.move(partial, target)
+    with written_whole(target) as partial:
+        nbformat.write(notebook, partial)
 
 
 def _short(path: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from pathlib import Path
 from typing import Any, Callable, TypeVar
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from omnidiff_lite.config import from_dict, to_dict
+from omnidiff_lite.files import written_whole
 
 FILES = ("model.safetensors", "pytorch_model.safetensors", "diffusion_pytorch_model.safetensors",
          "pytorch_model.bin", "diffusion_pytorch_model.bin", "model.pt")
@@ -133,12 +133,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Atomic: a reader sees the old file or the whole new one. Raises `CheckpointError` where it cannot be written."""
-    partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-        os.replace(partial, path)
+        with written_whole(path) as partial:
+            partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: cannot be written ({error}); make room or mend it, and run again") from error
 
 
@@ -148,9 +146,8 @@ def save_part(module: nn.Module, config: Any, directory: str | Path, dtype: torc
     directory.mkdir(parents=True, exist_ok=True)
     state = {n: (t.to(dtype) if dtype and t.is_floating_point() else t).contiguous().clone()
              for n, t in module.state_dict().items()}
-    partial = directory / "model.safetensors.partial"
-    save_file(state, partial, metadata={"format": "pt"})
-    os.replace(partial, directory / "model.safetensors")
+    with written_whole(directory / "model.safetensors") as partial:
+        save_file(state, partial, metadata={"format": "pt"})
     write_json(directory / "config.json", {"part": type(module).__name__, **to_dict(config)})
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from omnidiff_lite.chat import Sample
 from omnidiff_lite.data import parquet
 from omnidiff_lite.data.benchmark_rows import LETTERS, BenchmarkError, Row, field, letter_label, visual_question
+from omnidiff_lite.files import written_whole
 
 MOST_PICTURES = 7  # columns image_1..image_7
 COLUMNS = ["id", "question", "options", "answer", "question_type",
@@ -82,7 +83,8 @@ def _unpacked(image: dict[str, Any], path: Path, where: str) -> Path:
     try:
         if not path.is_file() or path.stat().st_size != len(image["bytes"]):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(image["bytes"])
+            with written_whole(path) as partial:
+                partial.write_bytes(image["bytes"])
     except OSError as error:
         raise BenchmarkError(f"{where}: its picture cannot be unpacked ({error}); give a folder that can be written as "
                              "`pictures`") from None

@@ -14,6 +14,7 @@ from omnidiff_lite.data.corpus_files import Place
 from omnidiff_lite.data.errors import DataError
 from omnidiff_lite.data.jsonl import ROLE_NAMES, sample_of
 from omnidiff_lite.data.members import is_member
+from omnidiff_lite.files import written_whole
 from omnidiff_lite.world.voices import ANSWER_VOICE, speech_ref
 
 if TYPE_CHECKING:
@@ -88,9 +89,8 @@ class Source:
         path = self.media / table / f"{self.place.number:06d}{suffix}"
         if not path.is_file() or path.stat().st_size != len(medium["bytes"]):
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-            partial.write_bytes(medium["bytes"])
-            os.replace(partial, path)
+            with written_whole(path) as partial:
+                partial.write_bytes(medium["bytes"])
         return os.path.abspath(path)
 
 

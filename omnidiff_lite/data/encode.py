@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from omnidiff_lite.chat import AUDIO, IMAGE, ChatEncoder, ChatError, Sample, SpeechTokens
 from omnidiff_lite.config import Preset, WorldConfig, to_dict
 from omnidiff_lite.data.media import SMALL, Kind, load_many
+from omnidiff_lite.files import written_whole
 from omnidiff_lite.media import MediaError, Waveform
 from omnidiff_lite.provenance import source_hash
 from omnidiff_lite.tokenizers.image import prepare
@@ -110,9 +110,8 @@ def write_encoded(path: str | Path, samples: Sequence[EncodedSample]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: np.concatenate([getattr(s, name) for s in samples]) for name in ("ids", "labels", "frames")}
     tensors["lengths"] = np.array([[len(s.ids), len(s.frames)] for s in samples], np.int64)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    save_file(tensors, partial, metadata={"tasks": json.dumps([s.task for s in samples])})
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        save_file(tensors, partial, metadata={"tasks": json.dumps([s.task for s in samples])})
 
 
 def read_encoded(path: str | Path) -> list[EncodedSample]:

@@ -29,6 +29,7 @@ import PIL.Image
 
 from omnidiff_lite.data.errors import DataError
 from omnidiff_lite.data.members import is_member, read_member
+from omnidiff_lite.files import written_whole
 from omnidiff_lite.media import MediaError, Waveform, load_image, load_waveform
 from omnidiff_lite.orphans import end_with
 from omnidiff_lite.provenance import source_hash
@@ -186,15 +187,10 @@ def _cached(refs: Sequence[str], workers: int, directory: Path, size: int | None
 def _write(path: Path, media: Iterable[Media]) -> None:
     """A reader sees the whole archive or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with zipfile.ZipFile(unfinished, "w") as archive:
-            for number, item in enumerate(media):
-                suffix = "flac" if isinstance(item, Waveform) else "png"
-                archive.writestr(f"{number:06d}.{suffix}", _pack(item))
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with written_whole(path) as partial, zipfile.ZipFile(partial, "w") as archive:
+        for number, item in enumerate(media):
+            suffix = "flac" if isinstance(item, Waveform) else "png"
+            archive.writestr(f"{number:06d}.{suffix}", _pack(item))
 
 
 def _pack(item: Media) -> bytes:

@@ -24,6 +24,7 @@ from omnidiff_lite.chat import IMAGE, Sample
 from omnidiff_lite.data.broken import BrokenLog
 from omnidiff_lite.data.errors import DataError
 from omnidiff_lite.data.jsonl import row_of
+from omnidiff_lite.files import written_whole
 from omnidiff_lite.media import MediaError, load_waveform
 from omnidiff_lite.weights import write_json
 from omnidiff_lite.world import sdvi
@@ -125,9 +126,8 @@ def recording(text: str, voice: str, out: Path, speaker: Synthesiser) -> str:
     name = f"audios/{hashlib.sha256(json.dumps([voice, text]).encode()).hexdigest()[:20]}.flac"
     if not (out / name).exists():
         wave = load_waveform(speaker.speak(text, voice))  # not silent, not longer than the encoder takes
-        partial = out / name.replace(".flac", f".{os.getpid()}.partial.flac")  # another process may say it too
-        wave.save(partial)
-        os.replace(partial, out / name)
+        with written_whole(out / name) as partial:  # another process may say it too
+            wave.save(partial, "FLAC")
     return name
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from safetensors.numpy import save_file
 from omnidiff_lite.data.encode import EncodedSample
 from omnidiff_lite.data.errors import DataError, GoneError
 from omnidiff_lite.data.tensor_file import read_notes, read_rows
+from omnidiff_lite.files import written_whole
 from omnidiff_lite.weights import write_json
 
 INDEX = "index.json"
@@ -42,13 +42,9 @@ def write_shard(path: Path, samples: Sequence[EncodedSample], pad: int, notes: d
     tensors |= {"starts": np.concatenate([np.zeros((1, 2), np.int64), np.cumsum(sizes, axis=0)]),
                 "tasks": np.array([tasks.index(s.task) for s in samples], np.uint8),
                 "holds_pad": np.array([(s.ids == pad).any() for s in samples], np.uint8)}
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
+    with written_whole(path) as partial:
         # One entry: safetensors writes several in any order, and equal shards shall be equal files.
         save_file(tensors, partial, metadata={"notes": json.dumps({"tasks": tasks, **notes})})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def shard_notes(path: Path) -> dict[str, Any]:

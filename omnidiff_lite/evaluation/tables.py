@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pandas as pd
 
 from omnidiff_lite.data.benchmark_vision import SUBTASKS
 from omnidiff_lite.evaluation.records import SOURCES, Record
+from omnidiff_lite.files import written_whole
 
 METHOD = "Omni-Diffusion"  # the paper's name of what our rows call "diffusion"
 CAPTION = ("Groups: paper-v1 = arXiv v1; paper-icml = the ICML camera-ready, quoted second-hand; released-code = "
@@ -131,7 +131,6 @@ def table_text(records: Iterable[Record], columns: Sequence[str] | None, caption
 
 
 def _write(path: Path, text: str) -> Path:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        partial.write_text(text)
     return path

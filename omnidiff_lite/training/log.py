@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from omnidiff_lite.files import written_whole
 from omnidiff_lite.training.step import TrainingError
 
 
@@ -58,12 +58,10 @@ class StepLog:
 
     def _begin(self, kept: list[dict[str, str]]) -> None:
         """The file with its head and what is kept of it."""
-        partial = self.path.with_name("log.csv.partial")
-        with partial.open("w", newline="") as file:
+        with written_whole(self.path) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(kept)
-        os.replace(partial, self.path)
 
     def _kept(self, start: int) -> list[dict[str, str]]:
         if not self.path.exists() or start == 0:
