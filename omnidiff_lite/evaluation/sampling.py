@@ -77,10 +77,11 @@ def sweep_speech(model: Model, judge: Recogniser, samples: Sequence[Sample], set
 
 def row_name(settings: Settings, task: str, steps: object = None) -> str:
     """"diffusion: text-to-image, 10 steps": the method, then the row as the paper names it; the twin's names none."""
-    return f"{settings.row}: {NAMES[task]}" + ("" if steps is None else f", {_counted(steps)}")
+    return f"{settings.row}: {NAMES[task]}" + ("" if steps is None else f", {steps_label(steps)}")
 
 
-def _counted(steps: object) -> str:
+def steps_label(steps: object) -> str:
+    """"1 step", "0.5L steps": a number of steps in the names of rows and figures."""
     return f"{steps} step" if str(steps) == "1" else f"{steps} steps"
 
 
@@ -95,7 +96,7 @@ def _sweep(measure: Measure, model: Model, twin: Model | str | None, settings: S
     records = [record for point in points.values() for record in point.records]
     (most, all_steps), *fewer = points.items()
     for name, point in fewer:
-        lost = replace(settings, row=f"{row_name(settings, task, most)}{MINUS}{_counted(name)}")
+        lost = replace(settings, row=f"{row_name(settings, task, most)}{MINUS}{steps_label(name)}")
         records += differences(TABLE, columns(point.items), all_steps.items, point.items, lost)
     tables = [point.items.assign(steps=count) for point, count in zip(points.values(), steps.values())]
     if isinstance(twin, str):
@@ -114,7 +115,7 @@ def _twin_beside(measure: Measure, twin: Model, settings: Settings, task: str, p
     own = measure(twin, _decoding(replace(settings, row=row), {"steps": None}))
     records = list(own.records)
     for name, point in points.items():
-        between = replace(settings, row=f"{row}{MINUS}{settings.row}, {_counted(name)}")
+        between = replace(settings, row=f"{row}{MINUS}{settings.row}, {steps_label(name)}")
         records += _between(own, point, columns(own.items), between)
     return records, own.items
 
