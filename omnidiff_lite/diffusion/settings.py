@@ -35,7 +35,7 @@ class DecodingConfig:
     block_length: int | None = None  # decode block after block, left to right; None: all at once
     allowed_ids: Any = None  # ids for every position, or {modality of a canvas span: ids}
     threshold: float | None = None  # also fix positions at least this confident, beyond the schedule
-    entropy_bound: float | None = None  # also fix the most confident whose entropies minus the largest sum to this
+    entropy_bound: float | None = None  # nats; also fix the most confident whose entropies, less the largest, sum to it
     confidence_temperature: float = 0.0  # noise on the order; 0 = most confident first (released alg_temp)
     schedule: Literal["linear", "cosine"] = "linear"  # tokens per step: about equal, or few at first
     early_stop: bool = False  # an answer is over when all remaining masks lie after an end, or would become pads

@@ -101,7 +101,7 @@ class InputProjection(nn.Module):
 
 
 class BlockEncoder(nn.Module):
-    """Token embeddings [B, n, dim] to hidden states [B, n, dim]; a token sees the past and its own block of tokens."""
+    """Token embeddings [B, n, dim] -> hidden states [B, n, dim]; a token sees the past and its own block of tokens."""
 
     def __init__(self, config: FlowConfig):
         super().__init__()
