@@ -11,13 +11,13 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# Threads of GNU's OpenMP wait for each other spinning. Where another program holds a core, one waits for all that time at
-# each of a small network's many steps: a picture took 71 s on two cores, one of them busy, 2.3 s with fewer spins, and
-# as long as before with both free (1.07 and 1.04 s). Read when torch is loaded, so set before that.
+# GNU OpenMP threads spin while they wait for each other. When another program holds a core, they stall at each of a
+# small network's many steps: on two cores, one of them busy, a picture took 71 s, and 2.3 s with fewer spins. With both
+# cores free it makes no difference (1.07 and 1.04 s). The variable is read when torch is loaded, so set it before that.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-# Names are imported when first used, so that worker processes that only draw and speak stay light.
+# Names are imported on first use, so that worker processes that only draw and speak stay light.
 _HOMES = {
     "OmniDiffusion": "pipeline", "Answer": "pipeline",
     "load_preset": "config", "Preset": "config",

@@ -1,6 +1,6 @@
-"""What stands round the denoiser's trunk: the speech adapter, and two parts that the paper has not.
+"""Modules around the denoiser's trunk: the speech adapter, and two that the paper does not have.
 
-The step embedding and the heads by modality are switches of the ablations (`denoiser.step_embedding`,
+The step embedding and the per-modality heads are ablation switches (`denoiser.step_embedding`,
 `denoiser.output_heads`), off by default; a denoiser without them has none of their weights.
 """
 
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from omnidiff_lite.backbone import DenoiserConfig
 
-NO_ANSWER = -1.0  # masked share of what belongs to no answer
+NO_ANSWER = -1.0  # masked share of tokens outside any answer
 WAVES = 16  # frequencies of the step embedding
-FASTEST, SLOWEST = 1000.0, 0.1  # radians by which the first and the last of them turn as the share goes from 0 to 1
+FASTEST, SLOWEST = 1000.0, 0.1  # radians the first and the last frequency turn through as the share goes from 0 to 1
 
 
 class SpeechAdapter(nn.Module):
@@ -35,10 +35,10 @@ class SpeechAdapter(nn.Module):
 
 
 class StepEmbedding(nn.Module):
-    """The noise level for each token of an answer: masked share [..] in 0..1 -> [.., hidden_size]; 0 outside answers.
+    """The noise level of each answer token: masked share [..] in 0..1 -> [.., hidden_size]; 0 outside answers.
 
-    The paper has none: how noisy a sequence is can be read off its mask tokens. The level is the share of the answer's
-    tokens that are masked, not the t that it was drawn from: a decoder knows the one and has no t. 32 sinusoids
+    The paper has none: a sequence's mask tokens already show how noisy it is. The level is the share of the answer's
+    tokens that are masked, not the t it was drawn from: a decoder knows the share but has no t. 32 sinusoids
     (Vaswani et al., 2017, section 3.5) and a small MLP, as in DiT (Peebles and Xie, 2023, section 3.2):
     32 H + H^2 parameters at hidden width H.
     """
@@ -56,16 +56,16 @@ class StepEmbedding(nn.Module):
 
 
 class ModalityHeads(nn.Module):
-    """The output matrix, behind a residual MLP of its own for each modality's range of ids.
+    """The output matrix, behind a separate residual MLP for each modality's range of ids.
 
-    Hidden states [.., H] -> logits [.., V]. An output matrix has a row of its own for every id, so that cutting it into
-    one matrix for each modality changes nothing, and a linear layer in front of the rows of one range could be
-    multiplied into them. What a head can have of its own is a layer that is not linear: h + W2 silu(W1 h), with H/2
-    units between. 3 H^2 parameters for text and special ids, speech, image.
+    Hidden states [.., H] -> logits [.., V]. An output matrix has one row per id, so splitting it into one matrix per
+    modality changes nothing, and a linear layer in front of one range's rows could be multiplied into them. What a
+    head can add is a nonlinear layer: h + W2 silu(W1 h), with H/2 units between. 3 H^2 parameters for text and special
+    ids, speech, image.
     """
 
     def __init__(self, head: nn.Linear, config: DenoiserConfig) -> None:
-        """In front of `head`, the matrix that all share; `config.head_starts` are where the ranges begin."""
+        """`head` is the matrix that all share; `config.head_starts` says where the ranges begin."""
         super().__init__()
         self.shared = head
         self.sizes = [b - a for a, b in zip([0, *config.head_starts], [*config.head_starts, config.vocab_size])]

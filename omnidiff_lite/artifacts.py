@@ -1,4 +1,4 @@
-"""Where a run's files are, and which notebook makes each."""
+"""Where a run's files are, and which notebook makes each one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-CLONE = Path(__file__).resolve().parent.parent  # where the package is installed in place, as the Makefile does
+CLONE = Path(__file__).resolve().parent.parent  # the clone, if the package is installed in place, as by the Makefile
 
 
 class MissingArtifact(FileNotFoundError):
@@ -14,7 +14,7 @@ class MissingArtifact(FileNotFoundError):
 
 
 def results_root() -> Path:
-    """`$OMNIDIFF_RESULTS`, or `results/` of the clone, or of the working directory."""
+    """`$OMNIDIFF_RESULTS`, or `results/` in the clone, or in the working directory."""
     if os.environ.get("OMNIDIFF_RESULTS"):
         return Path(os.environ["OMNIDIFF_RESULTS"])
     return (CLONE if (CLONE / "notebooks").is_dir() else Path.cwd()) / "results"
@@ -22,7 +22,7 @@ def results_root() -> Path:
 
 @dataclass(frozen=True)
 class Artifacts:
-    """The layout of `results/<preset>/`. Folders are made when they are asked for."""
+    """The layout of `results/<preset>/`. Folders are created on first access."""
 
     preset: str
     root: Path
@@ -50,7 +50,7 @@ class Artifacts:
 
     @property
     def road(self) -> Path:
-        """Minutes and memory of every notebook that ran."""
+        """Minutes and memory that each notebook took."""
         return self.dir / "road.json"
 
     @property
@@ -99,8 +99,8 @@ class Artifacts:
         return self.require(self.tokenizers, "02_training_the_tokenizers")
 
     def require(self, path: Path, made_by: str) -> Path:
-        """`path`, if it is there. Raises `MissingArtifact` naming the notebook that makes it; for weights at full size,
-        which none makes, the command."""
+        """`path`, if it exists. Otherwise raises `MissingArtifact` naming the notebook that makes it, or, for full-size
+        weights, which no notebook makes, the command."""
         if path.exists():
             return path
         short = path.relative_to(self.root.parent) if path.is_relative_to(self.root.parent) else path

@@ -1,9 +1,9 @@
 """Left-to-right decoding with cached keys and values: how the autoregressive twin answers.
 
 The twin is a denoiser with causal attention (`DenoiserConfig.is_causal`), trained on the same rows to predict the next
-token. It answers on the same canvases as the diffusion, so that both give an answer the same room, the same markers
-and the same ids to choose from; and it draws through the same filters. What differs is the order: step k decides place
-k, of every answer of the batch at once, and sees nothing of what comes later.
+token. It decodes on the same canvases as the diffusion, so both give an answer the same length, markers and allowed
+ids; and it samples through the same filters. Only the order differs: step k decides position k of every answer in the
+batch at once, and sees nothing after it.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ def decode_autoregressive(model: Denoiser, prompt_ids: Tensor | Sequence[Any] | 
                           canvas: Canvas | Sequence[Canvas] | None = None, lengths: int | Sequence[int] | None = None,
                           seeds: Sequence[int] | None = None, ends: Collection[int] = (), use_cache: bool = True
                           ) -> DecodeResult:
-    """Decode one answer for each prompt, token by token.
+    """Decode one answer per prompt, token by token.
 
-    Prompts, `canvas`, `lengths` and `seeds` are those of `diffusion.decoding.decode`. Masked places of a canvas are
-    drawn, the others copied in when their turn comes. `ends`: ids that end an answer, as the pad id always does; the
-    places up to the next one given hold the pad id, and where none is given the answer is over. `use_cache`: False
-    runs everything again for each token, which gives the same answer later.
+    Prompts, `canvas`, `lengths` and `seeds` are as in `diffusion.decoding.decode`. Masked positions of a canvas are
+    drawn; the others are copied in when their turn comes. `ends`: ids that end an answer; the pad id always does. The
+    positions from there to the next given token hold the pad id; if none is given, the answer is over. `use_cache`:
+    False reruns everything for each token, which gives the same answer more slowly.
 
-    Of `config` what shapes a single draw counts: temperature, top_p, top_k, repetition_penalty, allowed_ids, the
-    guidance (aligned: both sides are always at the same place), and `algorithm` as the measure of confidence. What
-    belongs to a choice of order does not: steps, blocks, thresholds, position penalties, and pre-filling.
+    Only the parts of `config` that shape a single draw are used: temperature, top_p, top_k, repetition_penalty,
+    allowed_ids, the guidance (aligned: both sides are always at the same position), and `algorithm` as the measure of
+    confidence. Those that choose an order are not: steps, blocks, thresholds, position penalties, and pre-filling.
 
-    The result's `decided` is the place itself, -1 where nothing was drawn; `history` has a canvas [B,N] for each place
-    up to the last one drawn; an answer's entry in `lengths` counts up to its end id. Raises `ConfigError` for a
-    bidirectional denoiser, an empty prompt, and what `decode` refuses.
+    The result's `decided` is the position itself, -1 where nothing was drawn; `history` has a canvas [B,N] for each
+    position up to the last one drawn; an answer's entry in `lengths` counts up to its end id. Raises `ConfigError` for
+    a bidirectional denoiser, an empty prompt, and whatever `decode` refuses.
     """
     if not model.config.is_causal:
         raise ConfigError("decode_autoregressive needs a causal denoiser (is_causal: true); this one sees both ways, "
@@ -58,7 +58,7 @@ def decode_autoregressive(model: Denoiser, prompt_ids: Tensor | Sequence[Any] | 
 
 
 class _Decoder:
-    """One call of `decode_autoregressive`: the canvas, its bookkeeping, and the cache."""
+    """One call to `decode_autoregressive`: the canvas, its bookkeeping, and the cache."""
 
     def __init__(self, model: Denoiser, config: DecodingConfig, prompts: list[Tensor], canvases: list[Canvas],
                  seeds: list[int], ends: Collection[int], cache: DynamicCache | None) -> None:
@@ -91,7 +91,7 @@ class _Decoder:
         return DecodeResult(self.canvas, history, self.decided, self.confidence, self.lengths, self.passes)
 
     def _decide(self, place: int, rows: Tensor) -> None:
-        """Draw the token at `place` of the answers `rows` [M]."""
+        """Draw the token at `place` in the answers `rows` [M]."""
         tokens, sure = self._draw(place, rows)
         self.canvas[rows, place], self.confidence[rows, place] = tokens, sure
         self.decided[rows, place] = place
@@ -99,7 +99,7 @@ class _Decoder:
             self._end(row, place + 1)
 
     def _end(self, row: int, start: int) -> None:
-        """Nothing more is drawn before the next place given; where none is, the answer ends at `start`."""
+        """Draw nothing more before the next given token; if there is none, end the answer at `start`."""
         following = self.given[row, start:].nonzero().flatten().tolist()
         stop = start + following[0] if following else self.lengths[row]
         self.canvas[row, start:stop] = self.pad
@@ -124,10 +124,10 @@ class _Decoder:
         return tokens.cpu(), filters.confidence(probabilities, tokens, config.algorithm).cpu()
 
     def _logits(self, place: int) -> Tensor:
-        """Float32 logits [B,V] for `place` of every answer: read at the token before it.
+        """Float32 logits [B,V] for `place` in every answer, read at the token before it.
 
-        All answers begin at one column, so the token before is the last one run. With a cache only the tokens since
-        the last call are: at first the prompts, then those just drawn and any given after them.
+        All answers begin at the same column, so the token before is the last one in the pass. With a cache, a pass
+        runs only the tokens since the last call: first the prompts, then those just drawn and any given after them.
         """
         self.passes += 1
         layout, stop = self.layout, self.layout.left + place
@@ -145,7 +145,7 @@ class _Decoder:
 
 
 def _aligned(config: DecodingConfig) -> DecodingConfig:
-    """Released guidance in the aligned form: its sides lie apart on a canvas only, and its scale is one less."""
+    """Released guidance in aligned form: its two sides are offset only on a canvas, and its scale is one less."""
     if config.guidance_alignment == "aligned":
         return config
     return config.replace(guidance_alignment="aligned", guidance_scale=config.guidance_scale + 1)

@@ -23,22 +23,22 @@ from omnidiff_lite.config import ConfigError, DenoiserSize
 from omnidiff_lite.vocabulary import Vocabulary
 from omnidiff_lite.weights import CheckpointError, read_weights, write_json
 
-PADDING = -1  # segment id of positions that nobody sees
+PADDING = -1  # segment id of positions that no other token sees
 SPEECH_ENCODER = "model.audio_model."  # the released file's frozen speech encoder: `tokenizers.speech_encoder` loads it
-DRAWN = ("audio_projection", "step_embedding")  # parts of names that no language model has
-RELEASED_TYPES = ("Dream", "qwen2")  # model types whose further keys belong to other software
+DRAWN = ("audio_projection", "step_embedding")  # parts of parameter names that no language model has
+RELEASED_TYPES = ("Dream", "qwen2")  # model types whose extra keys belong to other software
 
-# Keys that transformers writes into any config.json beside the declared fields.
+# Keys that transformers writes into any config.json besides the declared fields.
 _LIBRARY_KEYS = frozenset((
     "rope_theta", "rope_scaling", "torch_dtype", "name_or_path", "_name_or_path", "_commit_hash",
     "attn_implementation", "_attn_implementation", "experts_implementation", "output_attentions", "num_labels"))
 
 
 class DenoiserConfig(Qwen2Config):
-    """Qwen2's fields plus what a masked diffusion over speech needs; the defaults are the released 7B.
+    """Qwen2's fields plus those that masked diffusion over speech needs; the defaults are the released 7B.
 
-    Also reads the released config.json (`model_type` "Dream", `rope_theta`, `torch_dtype`). In a config of the kit's
-    own an unknown key is a `ConfigError`: transformers itself keeps unknown keys silently.
+    Also reads the released config.json (`model_type` "Dream", `rope_theta`, `torch_dtype`). In the kit's own configs
+    an unknown key is a `ConfigError`: transformers itself silently keeps unknown keys.
     """
 
     model_type = "omni_diffusion"
@@ -55,9 +55,9 @@ class DenoiserConfig(Qwen2Config):
     use_cache: bool = False
     is_causal: bool = False
     speech_dim: int = 512  # width of the speech encoder's frames
-    speech_input: Literal["continuous", "discrete"] = "continuous"  # a user's speech: adapter frames | speech ids
+    speech_input: Literal["continuous", "discrete"] = "continuous"  # user speech as adapter frames | speech ids
     step_embedding: bool = False
-    head_starts: list[int] | None = None  # first ids of speech and of image, where each has a head of its own
+    head_starts: list[int] | None = None  # first speech id and first image id, if each modality has its own head
     pad_token_id: int | None = 151643
     mask_token_id: int = 151666
     begin_of_audio_token_id: int = 151684
@@ -80,7 +80,7 @@ class DenoiserConfig(Qwen2Config):
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """A released config.json becomes one of the kit's own as it is read; transformers would warn at each load."""
+        """Turn a released config.json into one of the kit's own on reading; else transformers warns at each load."""
         tree, rest = super().get_config_dict(*args, **kwargs)
         if tree.get("model_type") in RELEASED_TYPES:
             known = _LIBRARY_KEYS.union(cls.__dataclass_fields__)
@@ -99,7 +99,7 @@ class DenoiserConfig(Qwen2Config):
                    head_starts=starts if size.output_heads == "modality" else None, **fields)
 
     def released_dict(self) -> dict[str, Any]:
-        """The same configuration under the released field names. `ConfigError` for what the release cannot hold."""
+        """The same configuration under the released field names. `ConfigError` for anything the release cannot hold."""
         if self.step_embedding or self.head_starts or self.speech_input != "continuous":
             raise ConfigError("the released layout has no step embedding, heads by modality or discrete speech input")
         names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -139,12 +139,12 @@ class DenoiserOutput(ModelOutput):
 
 
 class Denoiser(Qwen2PreTrainedModel):
-    """p(x0 | xt) at every position. Logits are *unshifted*: those at i predict token i+1, as released."""
+    """p(x0 | xt) at every position. Logits are *unshifted*: those at i predict token i+1, as in the release."""
 
     config_class = DenoiserConfig
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _keys_to_ignore_on_load_unexpected = [f"^{re.escape(SPEECH_ENCODER)}"]
-    _supports_flash_attn = False  # neither takes the boolean block masks
+    _supports_flash_attn = False  # neither this nor flex takes the boolean block masks
     _supports_flex_attn = False
 
     def __init__(self, config: DenoiserConfig) -> None:
@@ -152,7 +152,7 @@ class Denoiser(Qwen2PreTrainedModel):
         self.model = DenoiserTrunk(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-        # Drawn last, so that with and without a switch one seed gives all other weights alike.
+        # Drawn last, so that one seed gives the same other weights with and without a switch.
         if config.head_starts:
             self.lm_head = ModalityHeads(self.lm_head, config)
         self.step_embedding = StepEmbedding(config) if config.step_embedding else None
@@ -160,7 +160,7 @@ class Denoiser(Qwen2PreTrainedModel):
         self.post_init()
 
     def set_causal(self, causal: bool) -> None:
-        """Let each token see only what came before it, or both ways."""
+        """Let each token see only earlier tokens, or both directions."""
         self.config.is_causal = causal
         for layer in self.model.layers:
             layer.self_attn.is_causal = causal
@@ -172,7 +172,7 @@ class Denoiser(Qwen2PreTrainedModel):
     def embed(self, input_ids: Tensor, speech_frames: Tensor | None = None) -> Tensor:
         """Ids [B,L] -> embeddings [B,L,H]; at `context_of_audio` ids the projected `speech_frames` [B,L,dim] instead.
 
-        Frames elsewhere are not read. Gradients reach the adapter through the frames' positions only.
+        Frames elsewhere are not read. Gradients reach the adapter only through these positions.
         """
         embeddings = self.model.embed_tokens(input_ids)
         if speech_frames is None:
@@ -188,17 +188,16 @@ class Denoiser(Qwen2PreTrainedModel):
                 hidden_only: bool = False, masked_share: Tensor | None = None) -> DenoiserOutput:
         """One pass over `input_ids` [B,L] or `inputs_embeds` [B,L,H].
 
-        `segment_ids` [B,L]: a token sees exactly its own segment; -1 is padding, seen by nobody (a pad sees itself,
-        so that no row of the softmax is empty). None: everything is one segment, and no mask is built.
-        `attention_mask` bool [B,1,L,K], True = may see any of the K keys, kept ones first, overrides the
-        segments; the released training mask, in which
-        the tail pads are visible, can only be had this way. `position_ids` [B,L] place tokens and do nothing else.
-        `logits_positions` bool [B,L]: logits [M,V] there only, in row-major order, as only masked positions are
-        ever scored. `hidden_only`: no logits. `past_key_values`: keys and values kept of earlier passes,
-        which all that is given now sees; a causal denoiser's own mask spans them, a bidirectional one's is given (`diffusion.cache`).
-        `masked_share` [B,L]: of the answer that a token belongs to, the share that is masked, -1 outside answers; for a
-        step embedding, and read by nothing else.
-        Raises `ValueError` when not exactly one of ids and embeddings is given.
+        `segment_ids` [B,L]: a token sees exactly its own segment; -1 is padding, which no other token sees (a pad sees
+        itself, so that no softmax row is empty). None: everything is one segment, and no mask is built.
+        `attention_mask` bool [B,1,L,K], True = may see that one of the K keys (cached ones first), overrides the
+        segments; the released training mask, in which the tail pads are visible, can only be given this way.
+        `position_ids` [B,L] set the tokens' positions and nothing else. `logits_positions` bool [B,L]: logits [M,V]
+        there only, in row-major order, as only masked positions are ever scored. `hidden_only`: no logits.
+        `past_key_values`: keys and values from earlier passes, seen by all tokens of this one; a causal denoiser builds
+        a mask that spans them, a bidirectional one must be given it (`diffusion.cache`). `masked_share` [B,L]: the
+        masked share of the answer that a token belongs to, -1 outside answers; only a step embedding reads it.
+        Raises `ValueError` unless exactly one of ids and embeddings is given.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -219,7 +218,7 @@ class Denoiser(Qwen2PreTrainedModel):
                               past_key_values=output.past_key_values)
 
     def _mask(self, segment_ids: Tensor | None, inputs_embeds: Tensor, past: int) -> Tensor | None:
-        """Who sees whom, bool [B,1,L,past+L]; None where attention's own fast path does the same."""
+        """Which token sees which, bool [B,1,L,past+L]; None where attention's own fast path does the same."""
         length = inputs_embeds.shape[1]
         eager = self.config._attn_implementation == "eager"
         mask = segment_mask(segment_ids, length) if segment_ids is not None else None
@@ -231,11 +230,11 @@ class Denoiser(Qwen2PreTrainedModel):
     @classmethod
     def from_pretrained(cls, directory: str | Path, *args: Any, dtype: torch.dtype | str = torch.float32,
                         **kwargs: Any) -> Denoiser:
-        """Load the kit's own layout or the released one; single file or shards with an index.
+        """Load the kit's own layout or the released one; a single file, or shards with an index.
 
-        `dtype`: float32 unless asked otherwise ("auto" = as stored). `device_map` and other arguments go to
+        `dtype`: float32 unless set otherwise ("auto" = as stored). `device_map` and other arguments go to
         transformers. A missing, unexpected or misshapen tensor is a `CheckpointError` that names it: nothing is ever
-        left at its random initial value. The released speech encoder's tensors are skipped, by declaration.
+        left at its random initial value. The released speech encoder's tensors are deliberately skipped.
         """
         model, info = cls._load(directory, *args, dtype=dtype, **kwargs)
         _refuse(directory, missing=info["missing_keys"], unexpected=info["unexpected_keys"],
@@ -245,10 +244,10 @@ class Denoiser(Qwen2PreTrainedModel):
     @classmethod
     def from_language_model(cls, directory: str | Path, vocabulary: Vocabulary, speech_dim: int = 512,
                             **kwargs: Any) -> Denoiser:
-        """Start of training at full size: a text-only Dream or Qwen2 checkpoint, grown to the whole id space.
+        """Where full-size training starts: a text-only Dream or Qwen2 checkpoint, extended to the whole id space.
 
-        The rows of the new ids, the speech adapter and a step embedding are drawn afresh (section 3.2); everything else
-        is loaded.
+        The new ids' rows, the speech adapter and any step embedding are freshly initialised (section 3.2); everything
+        else is loaded.
         """
         model, info = cls._load(directory, dtype=kwargs.pop("dtype", torch.float32), speech_dim=speech_dim, **kwargs)
         _refuse(directory, missing=[n for n in info["missing_keys"] if not any(part in n for part in DRAWN)],
@@ -263,7 +262,7 @@ class Denoiser(Qwen2PreTrainedModel):
         options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **kwargs}
         try:
             if Path(directory).is_dir() and not (args or kwargs.get("device_map")):
-                # transformers' own reading keeps the file's pages beside what it converts: up to three times the memory
+                # transformers' own loader keeps the file's pages beside what it converts: up to three times the memory
                 dtype = kwargs["dtype"] if isinstance(kwargs["dtype"], torch.dtype) else None
                 state = read_weights(directory, without=SPEECH_ENCODER, dtype=dtype)
                 return super().from_pretrained(None, **{"config": str(directory), "state_dict": state, **options})
@@ -276,9 +275,9 @@ class Denoiser(Qwen2PreTrainedModel):
                                   "expected config.json and model*.safetensors") from error
 
     def save_pretrained(self, directory: str | Path, layout: str = "kit", **kwargs: Any) -> None:
-        """Write config.json and safetensors. `layout` "kit" or "released": the weights are named alike in both.
+        """Write config.json and safetensors. `layout` "kit" or "released": the weights have the same names in both.
 
-        "released" writes the released config.json; its speech encoder is added by whoever holds one.
+        "released" writes the released config.json; a caller that holds the speech encoder adds it.
         """
         if layout not in ("kit", "released"):
             raise ConfigError(f"layout {layout!r} is none of 'kit', 'released'")
@@ -288,7 +287,7 @@ class Denoiser(Qwen2PreTrainedModel):
 
 
 def segment_mask(segment_ids: Tensor, length: int) -> Tensor:
-    """Segments [B,K] -> who sees whom, bool [B,1,length,K]; the queries are the last `length` of the K keys."""
+    """Segments [B,K] -> which token sees which, bool [B,1,length,K]; the queries are the last `length` of K keys."""
     queries = segment_ids[:, -length:]
     same = (queries[:, :, None] == segment_ids[:, None, :]) & (queries != PADDING)[:, :, None]
     itself = torch.eye(segment_ids.shape[1], dtype=torch.bool, device=segment_ids.device)[-length:]
@@ -296,7 +295,7 @@ def segment_mask(segment_ids: Tensor, length: int) -> Tensor:
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A boolean mask as numbers to add to attention scores: 0 where seen, the lowest number elsewhere."""
+    """A boolean mask as numbers to add to attention scores: 0 where seen, the dtype's minimum elsewhere."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 

@@ -5,8 +5,8 @@ ChatML turns (facts: tools/inference.py and dataset_qwen2.py of the release):
     <|im_start|>user\\nConvert the speech to text.\\n<|audio|><|im_end|>\\n<|im_start|>assistant\\n ... <|im_end|>\\n
 
 `<|image|>` becomes begin_of_image, codes, end_of_image. `<|audio|>` becomes continuous frames in a user turn
-(begin_of_audio, one context_of_audio a frame, end_of_audio) and discrete codes in an assistant turn, and in a user turn
-whose recording comes without frames (`denoiser.speech_input` "discrete", which the paper has not).
+(begin_of_audio, one context_of_audio per frame, end_of_audio), and discrete codes in an assistant turn or in a user
+turn whose recording comes without frames (`denoiser.speech_input` "discrete", which is not in the paper).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ IGNORE = -100  # label of what is not predicted
 IMAGE, AUDIO = "<|image|>", "<|audio|>"
 ROLES = ("system", "user", "assistant")
 
-# The eight that the released training draws from (trainer_v4_51_3.py, get_t2i_prompt); inference uses the first.
+# The eight that released training draws from (trainer_v4_51_3.py, get_t2i_prompt); inference uses the first.
 T2I_PROMPTS = (
     "Generate an image based on the provided text description.",
     "Produce an image that matches the details in the given text.",
@@ -35,7 +35,7 @@ T2I_PROMPTS = (
     "Synthesize an image that matches the provided text description.",
     "Generate a picture that captures the essence of the text.",
 )
-# The kit's own: the paper names no prompt for captioning but figure 1's, which the first one corrects.
+# The kit's own: the paper's only captioning prompt is figure 1's, which the first one corrects.
 CAPTION_PROMPTS = (
     "Describe the image in detail.",
     "What does the image show?",
@@ -49,7 +49,7 @@ SVQA_SYSTEM = "Please response the input audio based on the given image."
 
 @dataclass(frozen=True)
 class TaskFormat:
-    """How one task is asked. `{text}` is the text input; `inputs` and `outputs` are modalities."""
+    """How one task is worded. `{text}` is the text input; `inputs` and `outputs` are modalities."""
 
     inputs: frozenset[str]
     outputs: tuple[str, ...]
@@ -73,7 +73,7 @@ TASKS: dict[str, TaskFormat] = {
     "svqa": _task("speech+image", "text+speech", f"{AUDIO}\n{IMAGE}", SVQA_SYSTEM, f"{{answer}}\n{AUDIO}"),
     "s2i": _task("speech", "image", AUDIO, S2I_SYSTEM, IMAGE),
 }
-INSTRUCTIONS = {"asr": (TASKS["asr"].user.splitlines()[0],), "captioning": CAPTION_PROMPTS}  # beside a medium alone
+INSTRUCTIONS = {"asr": (TASKS["asr"].user.splitlines()[0],), "captioning": CAPTION_PROMPTS}  # given with one medium
 
 
 @dataclass
@@ -100,13 +100,13 @@ class SpeechTokens:
 
 
 class ChatError(ValueError):
-    """Messages whose placeholders, roles or media do not fit."""
+    """Messages whose placeholders, roles or media do not match."""
 
 
 def infer_task(inputs: set[str], outputs: Sequence[str]) -> str | None:
-    """The named task of a set of inputs and outputs, or None where the paper names none.
+    """The named task for a set of inputs and outputs, or None where the paper names none.
 
-    Text to text is text QA, a lone image to text is captioning; spoken questions answer in text, speech or both.
+    Text to text is text QA, an image alone to text is captioning; spoken questions get text, speech or both.
     """
     wanted, fitting = set(outputs), [name for name, task in TASKS.items() if task.inputs == inputs]
     exact = [name for name in fitting if set(TASKS[name].outputs) == wanted]
@@ -115,8 +115,8 @@ def infer_task(inputs: set[str], outputs: Sequence[str]) -> str | None:
 
 
 def instructed_task(text: str, media: set[str], outputs: Sequence[str]) -> str | None:
-    """The task of these media that `text` is the instruction of, word for word: a recording beside "Convert the speech
-    to text." is recognition. None where it is not, or where it asks for other `outputs`."""
+    """The task for these media whose instruction `text` is, word for word: a recording with "Convert the speech to
+    text." is recognition. None if there is no such task, or if it has other `outputs`."""
     fitting = [name for name, task in TASKS.items() if task.inputs == media and set(task.outputs) == set(outputs)]
     return next((name for name in fitting if text.strip() in INSTRUCTIONS.get(name, ())), None)
 
@@ -124,8 +124,8 @@ def instructed_task(text: str, media: set[str], outputs: Sequence[str]) -> str |
 def task_of(messages: list[dict[str, str]]) -> str:
     """The task of a conversation in the released format, which does not name it.
 
-    By the media of the user's and the assistant's turns; the released instructions tell recognition from spoken
-    questions, and captioning from visual ones.
+    Decided by the media in the user's and the assistant's turns; the released instructions tell recognition from
+    spoken questions, and captioning from visual ones.
     """
     user, answer = ("\n".join(m["content"] for m in messages if m["role"] == role) for role in ("user", "assistant"))
     if AUDIO in user:
@@ -145,8 +145,8 @@ def build_messages(task: str, text: str | None = None, answer: str | None = None
                    ) -> list[dict[str, str]]:
     """The messages of a named task. With `answer`, the assistant's turn too (speech and image as placeholders).
 
-    `rng` (numpy Generator): draws one of the paraphrases of text-to-image and captioning, as training does; without
-    it the first, which inference uses. Raises `ChatError` for an unknown task or a missing text.
+    `rng` (numpy Generator): draws one of the paraphrases for text-to-image and captioning, as training does; without
+    it, the first is used, as in inference. Raises `ChatError` for an unknown task or a missing text.
     """
     if task not in TASKS:
         raise ChatError(f"no task {task!r}; choose one of {', '.join(TASKS)}")
@@ -167,7 +167,7 @@ def build_messages(task: str, text: str | None = None, answer: str | None = None
 def compose_messages(inputs: Sequence[str], outputs: Sequence[str], text: str = "") -> list[dict[str, str]]:
     """Messages for a set of inputs and outputs that no task of the paper names.
 
-    The system turn is that of the nearest task; the user turn holds speech, text and image in that order.
+    The system turn is the nearest task's; the user turn holds speech, text and image in that order.
     """
     if "image" in outputs:
         system = S2I_SYSTEM if "speech" in inputs else None
@@ -181,7 +181,7 @@ def compose_messages(inputs: Sequence[str], outputs: Sequence[str], text: str = 
 
 
 def released_inference_messages(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The released inference script puts a newline before the audio of S2I and spoken QA, where training has none."""
+    """Put a newline before the audio in S2I and spoken QA, as the released inference script does; training has none."""
     return [{**m, "content": "\n" + m["content"]} if m["role"] == "user" and m["content"] == AUDIO else m
             for m in messages]
 
@@ -196,7 +196,7 @@ class ChatEncoder:
                audios: Sequence[SpeechTokens] = ()) -> tuple[list[int], list[int]]:
         """Ids and labels of a whole conversation. `images`: row-major codes; `audios`: tokens, both in order.
 
-        Labels are -100 but for each assistant's content, its `<|im_end|>` and the newline after it
+        Labels are -100 except for each assistant turn's content, its `<|im_end|>` and the newline after it
         (dataset_qwen2.py:807-831). Raises `ChatError` where placeholders and media do not match.
         """
         ids: list[int] = []
@@ -214,7 +214,7 @@ class ChatEncoder:
 
     def prompt(self, messages: list[dict[str, str]], images: Sequence[Sequence[int]] = (),
                audios: Sequence[SpeechTokens] = ()) -> list[int]:
-        """Ids up to and with the assistant's header; an assistant turn at the end is left out."""
+        """Ids up to and including the assistant's header; a final assistant turn is left out."""
         if messages and messages[-1]["role"] == "assistant":
             messages = messages[:-1]
         ids, _ = self.sample(messages, images, audios)

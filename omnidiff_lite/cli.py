@@ -1,4 +1,4 @@
-"""`omnidiff` (or `python -m omnidiff_lite`): one command per thing that a user does."""
+"""`omnidiff` (or `python -m omnidiff_lite`): one command for each thing a user does."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import argparse
 import sys
 
 from omnidiff_lite import __version__
-# Imported for what they register, in the order of the help.
+# Imported for the commands they register, in the order of the help.
 from omnidiff_lite import cli_use, cli_parts, cli_ablate, cli_plan  # noqa: F401
 from omnidiff_lite.cli_registry import COMMANDS
 
 
 def command_line() -> argparse.ArgumentParser:
-    """What parses the arguments of every command; `function` of the result runs it."""
+    """The parser of every command's arguments; `function` of its result runs the command."""
     parser = argparse.ArgumentParser(prog="omnidiff", description="Omni-Diffusion, reproduced: any-to-any masked "
                                      "discrete diffusion over text, speech and image tokens.")
     parser.add_argument("--version", action="version", version=f"omnidiff-lite {__version__}")
@@ -26,7 +26,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; a known kind of error is one line on stderr and exit status 1."""
+    """Run one command; a known kind of error becomes one line on stderr and exit status 1."""
     options = command_line().parse_args(argv)
     try:
         options.function(options)
@@ -45,5 +45,5 @@ def _known_errors() -> tuple[type[Exception], ...]:
     from omnidiff_lite.training.step import TrainingError
     from omnidiff_lite.world.voices import VoiceError
 
-    # Each of the kit's own is one of these.
+    # Each of the kit's own errors is one of these.
     return (ValueError, OSError, RoadError, TogetherError, TrainingError, VoiceError)

@@ -1,4 +1,4 @@
-"""Commands that say what a size costs: planned, and timed."""
+"""Commands that say what a model size costs, planned and timed."""
 
 from __future__ import annotations
 

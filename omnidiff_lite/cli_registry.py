@@ -1,4 +1,4 @@
-"""The commands of `omnidiff`, by name, and what several of them share."""
+"""The commands of `omnidiff`, by name, and the helpers that several of them share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def command(name: str, summary: str, example: str) -> Callable[[Command], Comman
 
 
 def arguments(declare: Callable[[argparse.ArgumentParser], None]) -> Callable[[Command], Command]:
-    """Let `declare` add the decorated command's arguments to its parser; stands below `command`."""
+    """Let `declare` add the decorated command's arguments to its parser; goes below `command`."""
     def attach(function: Command) -> Command:
         function.arguments = declare  # type: ignore[attr-defined]
         return function
@@ -26,7 +26,7 @@ def arguments(declare: Callable[[argparse.ArgumentParser], None]) -> Callable[[C
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """The type of an argument that is a whole number, `least` or more."""
+    """The type of an argument that is a whole number of at least `least`."""
     def number(text: str) -> int:
         if int(text) < least:
             raise argparse.ArgumentTypeError(f"expected at least {least}, got {text}")

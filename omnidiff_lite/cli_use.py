@@ -63,7 +63,7 @@ def _generate(options: argparse.Namespace) -> None:
     if not inputs:
         raise ValueError("no input: give --text, --speech or --image")
     for part in inputs[bool(options.text is not None):]:
-        part.load()  # a bad file is told before the model is loaded
+        part.load()  # a bad file is reported before the model is loaded
     model = OmniDiffusion.from_pretrained(options.checkpoint or default_checkpoint(), dtype=options.dtype)
     chosen = {"steps": options.steps, "style": options.style}
     decoding = {key: value for key, value in chosen.items() if value is not None}
@@ -159,7 +159,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _file(out: Path | None, records: Sequence[Record], origin: dict[str, Any]) -> None:
-    """Write the records where `--out` says, each with where it is from."""
+    """Write the records where `--out` says, each with its provenance."""
     from omnidiff_lite.evaluation.records import with_provenance, write_records
 
     if out is not None:
@@ -168,8 +168,8 @@ def _file(out: Path | None, records: Sequence[Record], origin: dict[str, Any]) -
 
 def _decoding(changes: dict[str, Any], tasks: Sequence[str], others: Sequence[str] = ("evaluation", "world", "judges")
               ) -> dict[str, dict[str, Any]]:
-    """Those of `changes` that are settings of decoding, by task. Raises `ConfigError` for a wrong one, and for a change
-    that a finished checkpoint's evaluation on `tasks` would not notice: it notices those of `others`."""
+    """The decoding settings among `changes`, by task. Raises `ConfigError` for an invalid one, and for a change that
+    would not affect a finished checkpoint's evaluation on `tasks`: only those of decoding and `others` do."""
     from omnidiff_lite.config import ConfigError
     from omnidiff_lite.pipeline.settings import check_decoding
 
@@ -231,8 +231,8 @@ def _benchmark(options: argparse.Namespace) -> None:
 
 
 def _respoken(options: argparse.Namespace, rows: list[Sample], cache: Path) -> list[Sample]:
-    """COCO's rows with their captions said by `--speaker`, whose recordings are kept in `cache`. espeak-ng speaks as it
-    does anyway, since a `Synthesiser` has its training voices."""
+    """COCO's rows with their captions spoken by `--speaker`, whose recordings are kept in `cache`. For espeak-ng the
+    rows stay as they are, since as a `Synthesiser` it would use its training voices."""
     from omnidiff_lite.data.benchmark_coco import respoken
     from omnidiff_lite.world.synthesisers import synthesiser
 

@@ -35,7 +35,7 @@ class Budget:
     weight_decay: float = 0.0
     items: int = 1000  # training items drawn from the world
     precision: Literal["bf16", "fp32"] = "fp32"  # of the matrix products; bf16 where the hardware has it, else fp32
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: of the inner matrices (the rest stays with AdamW)
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the inner matrices (the rest stays with AdamW)
 
     def __post_init__(self) -> None:
         within(self, steps=(0, ENDLESS), batch=(1, ENDLESS), learning_rate=(0, ENDLESS), warmup=(0, 1),
@@ -52,12 +52,12 @@ class WorldConfig:
     jitter: float = 0.1  # displacement from the lattice point, in cells
     train_voices: int = 24
     max_seconds: float = 6.0  # longest utterance kept
-    short_share: float = 0.5  # of the sentences spoken in training: one to three words in any order
+    short_share: float = 0.5  # of the training sentences spoken: one to three words in any order
 
     def __post_init__(self) -> None:
         within(self, image_size=(1, ENDLESS), grid=(1, ENDLESS), jitter=(0, ENDLESS), train_voices=(1, ENDLESS),
                max_seconds=(0.1, ENDLESS), short_share=(0, 1))
-        within(self, max_objects=(1, self.grid**2))  # one a cell
+        within(self, max_objects=(1, self.grid**2))  # one per cell
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ class StageConfig:
     """One of the three stages of section 3.3."""
 
     steps: int = 1000
-    rows: int = 128  # packed rows a step
+    rows: int = 128  # packed rows per step
     learning_rate: float = 1e-4
     warmup: float = 0.03
-    final: float = 0.0  # share of the learning rate that is left at the end of the cosine
-    evenness: float = 0.0  # a token weighs 1 / answer length ** this: 0 all tokens alike (released), 1 all answers alike
-    left_to_right: float = 0.0  # share of the steps, from the first: nothing masked, each token learnt from those before it
+    final: float = 0.0  # share of the learning rate left at the end of the cosine
+    evenness: float = 0.0  # token weight 1 / answer length ** this: 0 all tokens equal (released), 1 all answers equal
+    left_to_right: float = 0.0  # share of the steps, from the first: no masks, each token predicted from earlier ones
     mix: dict[Task, float] = field(default_factory=dict)  # task -> share of the samples
-    weights: dict[Task, float] = field(default_factory=dict)  # task -> factor of its tokens' loss; 1 where not named
+    weights: dict[Task, float] = field(default_factory=dict)  # task -> factor on its tokens' loss; 1 where not named
 
     def __post_init__(self) -> None:
         within(self, steps=(0, ENDLESS), rows=(1, ENDLESS), learning_rate=(0, ENDLESS), warmup=(0, 1), final=(0, 1),
@@ -86,21 +86,21 @@ class StageConfig:
 class TrainingConfig:
     """Corruption, optimizer and packing (section 3.3 and appendix A of the paper)."""
 
-    length: int = 3072  # tokens of a packed row
+    length: int = 3072  # tokens in a packed row
     gamma: float = 0.6  # tail-pad masking ratio factor
     max_tail_pads: int = 16
     time: Literal["sequence", "token"] = "sequence"  # paper | released code
     schedule: MaskSchedule = "linear"  # share masked at time t: t (the paper), or more
-    suffix: dict[Task, float] = field(default_factory=dict)  # task -> share of answers masked from some point on
+    suffix: dict[Task, float] = field(default_factory=dict)  # task -> share of answers masked from some point onward
     loss_weight: Literal["plain", "bound"] = "plain"  # of a masked token: 1 (equation 1), or the likelihood bound's 1/t
     optimizer: Literal["adamw", "muon"] = "adamw"  # as in `Budget`
     weight_decay: float = 0.0
     clip: float = 1.0
     precision: Literal["bf16", "fp32"] = "bf16"  # as in `Budget`
     compile: bool = False
-    recompute: bool = False  # activations anew in the backward pass, to save memory
+    recompute: bool = False  # recompute activations in the backward pass, to save memory
     processes: int = 1  # on a CPU; they share the rows of a step
-    micro_rows: int = 0  # rows a forward pass, to save memory; 0 = all of a process at once
+    micro_rows: int = 0  # rows per forward pass, to save memory; 0 = all of a process's rows at once
     checkpoint_every: int = 600
     samples: dict[Task, int] = field(default_factory=dict)  # task -> training samples
     stage1: StageConfig = StageConfig()
@@ -120,7 +120,7 @@ class TrainingConfig:
         self._refuse_no_bound()
 
     def _refuse_no_bound(self) -> None:
-        """Weights by answer length, and masks in one order only, would make of the bound a sum that bounds nothing."""
+        """With weights by answer length, or masks in one order only, the "bound" would no longer bound anything."""
         if self.loss_weight == "bound" and any(self.suffix.values()):
             raise ConfigError("loss_weight: 'bound' bounds the likelihood over all orders, suffix masks are of one "
                               "order; set training.suffix to {}")
@@ -145,7 +145,7 @@ class PartBudgets:
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """Learned judges: trained small ones, or a directory or hub id of Whisper and CLIP."""
+    """Learned judges: small ones trained here, or Whisper and CLIP by directory or hub id."""
 
     recognition: str = "openai/whisper-large-v3"  # "trained" = a CTC recogniser on the world
     clip_t: str = "openai/clip-vit-base-patch32"  # "trained" = a CLIP-like model on the world
@@ -176,7 +176,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class Preset:
-    """Everything that one run of the kit depends on, but its seed."""
+    """Everything that one run of the kit depends on, except its seed."""
 
     name: str
     world: WorldConfig = WorldConfig()

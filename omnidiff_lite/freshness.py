@@ -1,4 +1,4 @@
-"""Whether a notebook is up to date: what its run depends on, as one hash, and the stamp of its last finished run."""
+"""Whether a notebook is up to date: one hash of all its run depends on, and the stamp of its last finished run."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ PACKAGE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Step:
-    """A notebook, what it reads and makes under `results/<preset>/` (folders count whole), and files of the clone that
-    it reads. Its tables, figures, samples and metrics are found when it ends. What it `uses`, and the `metrics` that it
+    """A notebook, what it reads and makes under `results/<preset>/` (folders count whole), and the files of the clone
+    it reads. Its tables, figures, samples and metrics are found when it ends. What it `uses`, and the `metrics` it
     shows, may be absent; it runs again once they change."""
 
     name: str
@@ -36,9 +36,9 @@ class Step:
 
 
 def step_key(step: Step, source: Path, preset: Preset, seed: int, artifacts: Artifacts) -> str:
-    """Content hash of all that a notebook's run depends on."""
+    """Content hash of everything that a notebook's run depends on."""
     cells = [c.source for c in nbformat.read(source, as_version=4).cells if c.cell_type == "code"]
-    cells = [re.sub(r"(?m)^(preset|seed): .*", "", cell) for cell in cells]  # given, whatever the default
+    cells = [re.sub(r"(?m)^(preset|seed): .*", "", cell) for cell in cells]  # always given, so defaults do not count
     used = {name: value for name, value in to_dict(preset).items() if name not in step.ignores}
     parts = {"cells": cells, "preset": used, "seed": seed,
              "code": {p.relative_to(PACKAGE).as_posix(): digest(p) for p in sorted(code_used("\n".join(cells)))},
@@ -70,7 +70,7 @@ def outputs(step: Step, artifacts: Artifacts, started: float) -> tuple[str, ...]
 
 
 def code_used(source: str) -> set[Path]:
-    """Files of the package that `source` imports, directly or through others, and the .json files beside them."""
+    """Package files that `source` imports, directly or indirectly, and the .json files beside them."""
     found: set[Path] = set()
     waiting = list(_imports(source))
     while waiting:
@@ -102,14 +102,14 @@ def _imports(source: str) -> Iterator[Path]:
 # --- stamps ---------------------------------------------------------------------------------------------------------
 
 def stamp_path(artifacts: Artifacts, step: Step) -> Path:
-    """Where the stamp of a step's last finished run is kept; its folder is made."""
+    """Where the stamp of a step's last finished run is kept; creates the folder."""
     folder = artifacts.work / "stamps"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{step.name}.json"
 
 
 def read_stamp(artifacts: Artifacts, step: Step) -> dict[str, Any] | None:
-    """That stamp; None where there is none, or only a part of one."""
+    """That stamp; None if there is none, or only a partial one."""
     try:
         return json.loads(stamp_path(artifacts, step).read_text())
     except (FileNotFoundError, json.JSONDecodeError):

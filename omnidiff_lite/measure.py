@@ -1,4 +1,4 @@
-"""Seconds and memory that work takes."""
+"""How many seconds and how much memory work takes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def seconds_of(work: Callable[[], object], device: torch.device | None = None, repeats: int = 1) -> list[float]:
-    """Wall-clock seconds of each repeat. On a GPU from idle to idle: its queue is drained before and after.
+    """Wall-clock seconds of each repeat. On a GPU, from idle to idle: its queue is drained before and after.
 
-    `device`: where the work is done; None: on the current GPU, if there is one.
+    `device`: where the work runs; None: on the current GPU, if there is one.
     """
     found = []
     for _ in range(repeats):
@@ -34,11 +34,11 @@ def _drain(device: torch.device | None) -> None:
 
 
 class PeakMemory:
-    """`peak`: the most bytes held while the block runs. On a GPU what torch's allocator gave out; else the process's
-    resident memory, looked at every few milliseconds, which counts the interpreter and its libraries too."""
+    """`peak`: the most bytes held while the block runs. On a GPU, what torch's allocator handed out; else the process's
+    resident memory, sampled every few milliseconds, which includes the interpreter and its libraries."""
 
     def __init__(self, device: torch.device | None = None, children: bool = False, every: float = 0.01) -> None:
-        """`children`: count the processes that this one started as well. `every`: seconds between two looks."""
+        """`children`: also count the processes that this one started. `every`: seconds between samples."""
         self.gpu = device if device is not None and device.type == "cuda" else None
         self.children, self.every, self.peak = children, every, 0
 
@@ -76,6 +76,6 @@ def _resident(children: bool) -> int:
     for process in [own, *(own.children(recursive=True) if children else ())]:
         try:
             total += process.memory_info().rss
-        except psutil.Error:  # it has ended meanwhile
+        except psutil.Error:  # it has ended in the meantime
             pass
     return total

@@ -1,4 +1,4 @@
-"""What goes in and comes out: Text, Image, Speech, and the Waveform they share; loading with clear errors."""
+"""Inputs and outputs: Text, Image, Speech, and the Waveform they share; loading with clear errors."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import PIL.Image
 import PIL.ImageOps
 
 MIN_SECONDS, MAX_SECONDS = 0.1, 30.0
-MAX_CHANNELS = 64  # more are samples, and the array the wrong way round
+MAX_CHANNELS = 64  # more would be samples, in a transposed array
 
 
 class MediaError(ValueError):
-    """A picture or recording that cannot be used; the message names the file and the mend."""
+    """A picture or recording that cannot be used; the message names the file and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ Part = Union[Text, Image, Speech]
 
 
 def as_part(value: object) -> Part:
-    """A plain string is a Text, a PIL image an Image, a Waveform a Speech."""
+    """A plain string becomes a Text, a PIL image an Image, a Waveform a Speech."""
     if isinstance(value, (Text, Image, Speech)):
         return value
     if isinstance(value, str):
@@ -104,7 +104,7 @@ def as_part(value: object) -> Part:
 def load_image(source: str | Path | PIL.Image.Image | np.ndarray | io.BytesIO) -> PIL.Image.Image:
     """Any picture that Pillow opens, as RGB: EXIF rotation applied, transparency over white.
 
-    Raises `MediaError` naming the file where it is missing, truncated or no picture.
+    Raises `MediaError` naming the file if it is missing, truncated or not a picture.
     """
     name = source if isinstance(source, (str, Path)) else "the picture"
     try:
@@ -118,7 +118,8 @@ def load_image(source: str | Path | PIL.Image.Image | np.ndarray | io.BytesIO) -
     except FileNotFoundError:
         raise MediaError(f"{name}: no such picture; check the path") from None
     except PIL.Image.DecompressionBombError:
-        raise MediaError(f"{name}: has too many pixels (over {2 * PIL.Image.MAX_IMAGE_PIXELS:,}); make it smaller") from None
+        raise MediaError(f"{name}: has too many pixels (over {2 * PIL.Image.MAX_IMAGE_PIXELS:,}); "
+                         "make it smaller") from None
     except (PIL.UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError) as error:
         raise MediaError(f"{name}: not a readable picture ({error}); save it again as PNG or JPEG") from None
     image = PIL.ImageOps.exif_transpose(image)
@@ -131,7 +132,7 @@ def load_image(source: str | Path | PIL.Image.Image | np.ndarray | io.BytesIO) -
 
 
 def _wide_to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """16-bit, 32-bit and float grey: scaled to 8 bits by its own range (Pillow would clip it)."""
+    """16-bit, 32-bit and float greyscale, scaled to 8 bits by its own range (Pillow would clip it)."""
     values = np.asarray(image, dtype=np.float64)
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     scaled = (np.nan_to_num(values) - low) / ((high - low) or 1.0) * 255
@@ -174,7 +175,7 @@ def _samples(source: object, name: object) -> tuple[np.ndarray, int]:
         samples = np.asarray(samples)
         if np.issubdtype(samples.dtype, np.integer):
             kind = np.iinfo(samples.dtype)
-            samples = samples / 2.0 ** (kind.bits - 1) - float(kind.min == 0)  # unsigned: silence is half of the range
+            samples = samples / 2.0 ** (kind.bits - 1) - float(kind.min == 0)  # unsigned: silence is mid-range
         return samples, rate
     import soundfile
 

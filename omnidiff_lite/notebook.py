@@ -1,4 +1,4 @@
-"""What every notebook begins and ends with: checked parameters, seed, artifacts, provenance footer.
+"""The start and end of every notebook: checked parameters, seed, artifacts, provenance footer.
 
     run = begin(globals())          # right after the `parameters` cell
     ...
@@ -25,20 +25,20 @@ from omnidiff_lite.evaluation.records import Record, with_provenance, write_reco
 from omnidiff_lite.provenance import footer, provenance
 from omnidiff_lite.weights import write_json
 
-# Without ipywidgets tqdm falls back to text, which is what executed notebooks want; it need not say so.
+# Without ipywidgets tqdm falls back to text, which suits executed notebooks; its warning is not needed.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 _SHELL = {"In", "Out", "get_ipython", "exit", "quit", "open"}
 
 
 class ParameterError(ValueError):
-    """A misspelt or ill-typed notebook parameter; the message names it and those that exist."""
+    """A misspelt or wrongly typed notebook parameter; the message names it and those that exist."""
 
 
 def check_parameters(declared: dict[str, Any], given: dict[str, Any]) -> None:
-    """Every given name is declared, every value has its declared type (an int may stand for a float).
+    """Check that every given name is declared and every value has its declared type (an int may stand for a float).
 
-    Papermill itself checks neither: it injects whatever it is handed. Raises `ParameterError`.
+    Papermill itself checks neither: it injects whatever it is given. Raises `ParameterError`.
     """
     for name, value in given.items():
         if name not in declared:
@@ -52,8 +52,8 @@ def check_parameters(declared: dict[str, Any], given: dict[str, Any]) -> None:
 
 
 def parse_overrides(given: str | Sequence[str]) -> dict[str, Any]:
-    """"training.gamma=0.3 training.time=token" as a dictionary, or such items one by one, whose values may have spaces
-    in them; `:` may stand for `=`. Raises `ParameterError`."""
+    """"training.gamma=0.3 training.time=token" as a dictionary; or such items in a sequence, whose values may contain
+    spaces. `:` may stand for `=`. Raises `ParameterError`."""
     pairs = {}
     for item in given.split() if isinstance(given, str) else given:
         key, sign, value = re.match("([^=:]*)([=:]?)(.*)", item).groups()
@@ -81,7 +81,7 @@ class Run:
     def finish(self, records: list[Record] | None = None, name: str = "", **extra: Any) -> None:
         """Write the records with their provenance to `metrics/<name>.json`, and print the footer.
 
-        `extra`: goes into the provenance; `checkpoint`, say, how the model under test came about.
+        `extra`: goes into the provenance, such as `checkpoint`: how the model under test came about.
         """
         record = self.provenance(**extra)
         if records:
@@ -93,31 +93,31 @@ class Run:
 def begin(namespace: dict[str, Any]) -> Run:
     """Check the parameters in `namespace` (the notebook's globals), load the preset, seed, set the plot style.
 
-    The notebook's declared parameters are the annotated names of its parameters cell; anything else that is already
-    defined was injected. Raises `ParameterError` or `ConfigError`.
+    The notebook's declared parameters are the annotated names in its parameters cell; anything else already defined
+    was injected. Raises `ParameterError` or `ConfigError`.
     """
     declared = {name: _plain_type(hint) for name, hint in _annotations(namespace).items()}
     given = {name: value for name, value in namespace.items()
              if not name.startswith("_") and isinstance(value, (str, int, float, list, dict, type(None)))
              and name not in _SHELL}
-    if any(isinstance(value, Run) for value in namespace.values()):  # run again by hand: the later cells' names are there
+    if any(isinstance(value, Run) for value in namespace.values()):  # rerun by hand: later cells' names are there too
         given = {name: value for name, value in given.items() if name in declared}
     check_parameters(declared, given)
     namespace.update({name: float(given[name]) for name, kind in declared.items() if kind is float and name in given})
     preset = load_preset(given.get("preset", "smoke"), parse_overrides(given.get("overrides", "")))
     run = Run(preset, given.get("seed", 0), Artifacts.of(preset.name))
-    from omnidiff_lite.pipeline.settings import check_decodings  # brings tqdm, of which the filter above must come first
+    from omnidiff_lite.pipeline.settings import check_decodings  # imports tqdm: the filter above must come first
 
     check_decodings(preset)
     kept = run.artifacts.dir / "config.json"
-    if not (given.get("overrides") and kept.exists()):  # a change made once leaves the preset's own records as they count
+    if not (given.get("overrides") and kept.exists()):  # overrides do not replace the preset's own record
         write_json(kept, to_dict(preset))
     _prepare(run.seed)
     return run
 
 
 def _annotations(namespace: dict[str, Any]) -> dict[str, Any]:
-    """Annotated names: Python up to 3.13 keeps them; later ones are asked the cells that ran."""
+    """Annotated names: Python up to 3.13 keeps them; for later versions they are parsed from the cells that ran."""
     kept = namespace.get("__annotations__")
     if kept:
         return kept

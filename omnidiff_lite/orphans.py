@@ -1,4 +1,4 @@
-"""A worker process that outlives its owner (a killed notebook, say) would work on for nobody: it ends itself."""
+"""A worker process ends itself if its owner is gone (a killed notebook, say), instead of working on for nobody."""
 
 from __future__ import annotations
 

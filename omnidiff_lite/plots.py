@@ -1,4 +1,4 @@
-"""The figures of the notebooks: loss curves, pictures, mel spectrograms, the canvas filling in, dots with intervals,
+"""The notebooks' figures: loss curves, pictures, mel spectrograms, the canvas filling in, dots with intervals,
 speed or latency against quality, percentages as a matrix."""
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def loss_curves(history: pd.DataFrame, columns: Sequence[str] | None = None, tit
                 smooth: int = 30, marks: Sequence[float] = (), switches: Sequence[float] = ()) -> Figure:
     """Losses over steps, each as a running mean; `columns` defaults to all that begin with "loss".
 
-    A task has the same colour in every figure. The axis is logarithmic where no loss is negative, for the first
-    steps would flatten the rest. A grey line at each step of `marks` but 0, dotted at each of `switches`.
+    A task has the same colour in every figure. The axis is logarithmic if no loss is negative, as the first steps
+    would flatten the rest. A solid grey line marks each step of `marks`, a dotted one each of `switches`; 0 is skipped.
     """
     columns = columns or [c for c in history.columns if c.startswith("loss")]
     figure, axis = plt.subplots(figsize=(6.4, 3))
@@ -56,7 +56,7 @@ def loss_curves(history: pd.DataFrame, columns: Sequence[str] | None = None, tit
 
 
 def task_curves(runs: Mapping[str, pd.DataFrame], tasks: Sequence[str], smooth: int = 50) -> Figure:
-    """Loss over steps of several runs (log.csv each, all with these tasks), one axis a task, each curve a running mean."""
+    """Losses of several runs over steps (a log.csv each, all with these tasks), one axis per task, as running means."""
     rows = -(-len(tasks) // 3)
     figure, axes = plt.subplots(rows, 3, figsize=(9, 1.9 * rows), sharex=True, squeeze=False)
     for axis, task in zip(axes.flat, tasks):
@@ -77,7 +77,7 @@ def task_curves(runs: Mapping[str, pd.DataFrame], tasks: Sequence[str], smooth: 
 
 def pictures(images: Sequence[PIL.Image.Image | None], titles: Sequence[str] = (), columns: int = 8,
              size: float = 1.5) -> Figure:
-    """Pictures in rows, a title above each; an empty frame where there is none."""
+    """Pictures in rows, with a title above each; an empty frame where there is no picture."""
     columns = min(columns, max(1, len(images)))
     rows = -(-len(images) // columns)
     wrapped = [_wrapped(title, int(size * 14)) for title in titles]
@@ -104,7 +104,7 @@ def mel_spectrograms(mels: Sequence[np.ndarray], titles: Sequence[str] = ()) -> 
 
 
 def canvas_history(history: Sequence[Sequence[int]], vocabulary: Vocabulary, title: str = "") -> Figure:
-    """The canvas after each step, one row a step, coloured by modality; undecided positions are grey."""
+    """The canvas after each step, one row per step, coloured by modality; undecided positions are grey."""
     kinds = list(PALETTE)
     ids = np.asarray(history)
     codes = np.vectorize(lambda i: kinds.index("mask" if i == vocabulary.mask else vocabulary.modality(i)))(ids)
@@ -120,7 +120,7 @@ def canvas_history(history: Sequence[Sequence[int]], vocabulary: Vocabulary, tit
 
 
 def decided_at(answer: Answer, vocabulary: Vocabulary) -> np.ndarray:
-    """At which step each image token of an answer was decided, as a map [h, w]; -1: never, or there from the start."""
+    """The step at which each image token of an answer was decided, as a map [h, w]; -1: never, or given."""
     when = np.full(len(answer.ids), -1)
     for number, step in enumerate(answer.trace):
         when[step.decided] = number
@@ -129,8 +129,8 @@ def decided_at(answer: Answer, vocabulary: Vocabulary) -> np.ndarray:
 
 
 def decoding_orders(maps: Mapping[str, np.ndarray], base: str = "") -> Figure:
-    """Maps of `decided_at` side by side, by name, on one scale; or that of `base` alone, and beside it of each other
-    map how many steps later (red) or earlier (blue) a token came."""
+    """Maps of `decided_at` side by side, by name, on one scale; or, with `base`, that map alone, and for each other one
+    how many steps later (red) or earlier (blue) than there a token came."""
     figure, axes = plt.subplots(1, len(maps), figsize=(2.3 * len(maps) + 0.6, 2.5), squeeze=False)
     changes = {name: steps - maps[base] for name, steps in maps.items() if name != base} if base else {}
     last = max(steps.max() for steps in maps.values())
@@ -149,8 +149,8 @@ def decoding_orders(maps: Mapping[str, np.ndarray], base: str = "") -> Figure:
 
 
 def intervals(rows: pd.DataFrame, title: str = "", xlabel: str = "", zero: bool = False) -> Figure:
-    """Dots with 95 % intervals; `rows` has the columns label, value, low, high. `zero`: a line at no difference."""
-    rows = rows.dropna(subset=["value"]).iloc[::-1].astype({"low": float, "high": float})  # no interval: None
+    """Dots with 95 % intervals; `rows` has the columns label, value, low, high. `zero`: a line at zero difference."""
+    rows = rows.dropna(subset=["value"]).iloc[::-1].astype({"low": float, "high": float})  # None: no interval
     figure, axis = plt.subplots(figsize=(6, 0.6 + 0.3 * len(rows)))
     low, high = rows["value"] - rows["low"], rows["high"] - rows["value"]
     axis.errorbar(rows["value"], range(len(rows)), xerr=[low.clip(lower=0), high.clip(lower=0)], fmt="o",
@@ -165,8 +165,8 @@ def intervals(rows: pd.DataFrame, title: str = "", xlabel: str = "", zero: bool 
 def speed_quality(curves: Mapping[str, pd.DataFrame], ylabels: Sequence[str] = (), base: str = "plain") -> Figure:
     """Speed against quality, a panel for each of `curves` by name: columns label, ratio, value, low, high.
 
-    Labels that differ in their last number ("threshold 0.9", "threshold 0.5") are one line, with the number at its
-    dots. The band is the interval of `base`. Where a y-label ends in "↓" less is better, and the axis points down.
+    Labels that differ only in their last number ("threshold 0.9", "threshold 0.5") form one line, with the number at
+    each dot. The band is the interval of `base`. If a y-label ends in "↓", less is better, and the axis points down.
     """
     figure, axes = plt.subplots(1, len(curves), figsize=(5.2 * len(curves), 4.2), squeeze=False)
     for i, (axis, (name, rows)) in enumerate(zip(axes[0], curves.items())):
@@ -196,7 +196,7 @@ def _speed_line(axis: Axes, family: str, rows: pd.DataFrame, numbers: pd.Series,
 
 def length_lines(asked: Sequence[int], real: Sequence[int], lines: Mapping[str, tuple[float, float]], xlabel: str,
                  ylabel: str) -> Figure:
-    """Lengths of real answers against those of what was asked, and rules for them by name: (slope, offset)."""
+    """Lengths of real answers against those of their inputs, with length rules by name: (slope, offset)."""
     figure, axis = plt.subplots(figsize=(5.6, 3.2))
     axis.plot(asked, real, "o", ms=3, color=PALETTE["text"], alpha=0.6)
     ends = np.array([min(asked), max(asked)])
@@ -208,13 +208,14 @@ def length_lines(asked: Sequence[int], real: Sequence[int], lines: Mapping[str, 
 
 
 def quality_latency(points: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
-    """Quality against the seconds of one request, a panel a task, 95 % intervals both ways; up and left is better.
+    """Quality against seconds per request, one panel per task, 95 % intervals both ways; up and left is better.
 
-    `points`: what `evaluation.sampling.trade_offs` gives; a method's are joined, each beside its number of steps.
-    `labels`: of each task's y-axis; where one ends in "↓" less is better, and the axis points down.
+    `points`: what `evaluation.sampling.trade_offs` returns; a method's points are joined, each labelled with its steps.
+    `labels`: each task's y-label; if one ends in "↓", less is better, and the axis points down.
     """
     figure, axes = plt.subplots(1, len(labels), figsize=(3.3 * len(labels), 3), squeeze=False)
-    colors = dict(zip(points["method"].unique(), (PALETTE["text"], PALETTE["speech"], PALETTE["special"]), strict=False))
+    colors = dict(zip(points["method"].unique(), (PALETTE["text"], PALETTE["speech"], PALETTE["special"]),
+                      strict=False))
     for axis, (task, label) in zip(axes[0], labels.items()):
         here = points[points["task"] == task]
         for method, rows in here.groupby("method", sort=False):
@@ -239,7 +240,7 @@ def quality_latency(points: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
 
 def heat_map(values: pd.DataFrame, notes: pd.DataFrame | None = None, title: str = "", xlabel: str = "",
              ylabel: str = "", limits: tuple[float, float] = (0, 100), label: str = "percent right") -> Figure:
-    """Numbers as colours between `limits`; NaN stays blank. `notes`: words below each, a frame of the same shape."""
+    """Numbers as colours between `limits`; NaN stays blank. `notes`: text below each, in a frame of the same shape."""
     rows, columns = values.shape
     dark, digits = limits[0] + 0.55 * (limits[1] - limits[0]), 1 if limits[1] - limits[0] > 10 else 2
     figure, axis = plt.subplots(figsize=(1.6 + 1.0 * columns, 1.2 + 0.5 * rows))

@@ -1,7 +1,7 @@
 """Several processes on one machine's CPU: parts trained side by side, and one stage trained by all of them.
 
-A matrix product of the size of `cpu` gains next to nothing from a second thread. With two processes of
-one thread each, stage 1 trained at 8,300 tokens/s; with one of two threads (and longer rows) it had been 6,200.
+Matrix products at the `cpu` preset's sizes gain next to nothing from a second thread. With two processes of one
+thread each, stage 1 trained at 8,300 tokens/s; with one process of two threads (and longer rows), at 6,200.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from omnidiff_lite.orphans import end_with
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
-_LOST = re.compile(r"closed by peer|reset by peer|Broken pipe")  # gloo, of another process
+_LOST = re.compile(r"closed by peer|reset by peer|Broken pipe")  # gloo's errors when another process is gone
 
 
 class TogetherError(RuntimeError):
-    """One of several processes failed in what all of them do; the message says which, and why."""
+    """One of several processes failed in joint work; the message says which, and why."""
 
 
 def side_by_side(workers: int | None = None) -> ProcessPoolExecutor:
-    """A pool whose `submit(train_..., ...)` trains in a process of its own, on one core; `.result()` is what came out.
+    """A pool whose `submit(train_..., ...)` trains in a separate process, on one core; `.result()` is what came out.
 
-    `workers`: by default one a core, and at most two, as each holds a torch of its own. On a GPU parts share nothing
-    well, so there is one worker. Spawned, since forking a threaded torch is unsafe.
+    `workers`: by default one per core, and at most two, as each loads its own torch. Parts do not share a GPU well, so
+    there it is one worker. Spawned, since forking a threaded torch is unsafe.
     """
     workers = workers or (1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1))
     cores = max(1, (os.cpu_count() or 1) // workers)
@@ -53,8 +53,8 @@ def _begin_worker(owner: int, cores: int) -> None:
 
 
 def usable(processes: int) -> int:
-    """How many processes a stage should start here: one where a GPU does the work, or where a launcher
-    (`accelerate launch`, `torchrun`) has started some already; never more than there are cores."""
+    """How many processes a stage should start here: one if a GPU does the work, or if a launcher
+    (`accelerate launch`, `torchrun`) has already started some; never more than there are cores."""
     if torch.cuda.is_available() or "WORLD_SIZE" in os.environ:
         return 1
     return max(1, min(processes, os.cpu_count() or 1))
@@ -63,8 +63,8 @@ def usable(processes: int) -> int:
 def together(processes: int, function: Callable[[], Any]) -> None:
     """Call `function` in `processes` new processes that form one group over gloo, as `torchrun` would start them.
 
-    Nothing is returned: what the function makes, it writes. One that fails or is killed ends the others. Raises
-    `TogetherError` saying which, and how.
+    Nothing is returned: the function writes what it makes. If one process fails or is killed, the others end too.
+    Raises `TogetherError` saying which, and how.
     """
     cores = max(1, (os.cpu_count() or 1) // processes)
     members = torch.multiprocessing.spawn(_member, (processes, _free_port(), cores, function), nprocs=processes,
@@ -78,18 +78,18 @@ def together(processes: int, function: Callable[[], Any]) -> None:
 
 
 def _told(files: Sequence[str]) -> dict[int, str]:
-    """The last line of what each process raised, by rank, where it left it."""
+    """The last line of the error each process raised, by rank, if it left one."""
     told = {}
     for rank, path in enumerate(files):
-        with contextlib.suppress(OSError, EOFError, pickle.UnpicklingError):  # or half of it
+        with contextlib.suppress(OSError, EOFError, pickle.UnpicklingError):  # or only half-written
             told[rank] = pickle.loads(Path(path).read_bytes()).strip().splitlines()[-1]
     return told
 
 
 def _why(error: ProcessExitedException | ProcessRaisedException, exits: Sequence[int | None], told: dict[int, str]
          ) -> str:
-    """A process that a signal ended comes first, then one with an error of its own: the others only miss them, and are
-    terminated."""
+    """Report first a process ended by a signal, then one with an error of its own: the others only lost their peer,
+    and are terminated."""
     felled = [(rank, -code) for rank, code in enumerate(exits) if code and code < 0 and code != -signal.SIGTERM]
     if felled:
         rank, number = felled[0]
@@ -107,12 +107,12 @@ def is_first() -> bool:
 
 
 def share(items: Sequence[Item]) -> Sequence[Item]:
-    """Every n-th of `items`, this process's own; all of them where it is alone."""
+    """This process's share: every n-th of `items`, or all of them if it is alone."""
     return items[_rank()::_size()]
 
 
 def gathered(value: Item) -> list[Item]:
-    """The value of each process, in their order; all must call it."""
+    """The value of each process, in rank order; all must call it."""
     if _size() == 1:
         return [value]
     values: list[Item] = [value] * _size()
@@ -121,10 +121,10 @@ def gathered(value: Item) -> list[Item]:
 
 
 def over_processes(function: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]) -> list[Result]:
-    """`function(items)`, one result an item, in order: each process takes a run of them, and all get all results.
+    """`function(items)`, one result per item, in order: each process takes a contiguous run, and all get all results.
 
-    Results travel between the processes; what one is must not depend on its neighbours. Raises what the function
-    raises, or, among several processes, `TogetherError`.
+    Results travel between the processes; a result must not depend on neighbouring items. Raises what the function
+    raises, or, with several processes, `TogetherError`.
     """
     if _size() == 1:
         return list(function(items))
@@ -136,11 +136,11 @@ def over_processes(function: Callable[[Sequence[Item]], Sequence[Result]], items
 
 @contextlib.contextmanager
 def agreed() -> Iterator[None]:
-    """All processes leave the block well, or all with `TogetherError`: none waits for one that is gone."""
+    """All processes leave the block normally, or all with `TogetherError`: none waits for one that is gone."""
     cause: Exception | None = None
     try:
         yield
-    except Exception as error:  # whatever it was, the others must hear of it
+    except Exception as error:  # whatever it was, the others must be told
         cause = error
     told = gathered(cause and (str(cause) or type(cause).__name__))
     causes = [f"process {rank}: {text}" if len(told) > 1 else text for rank, text in enumerate(told) if text]
@@ -158,7 +158,7 @@ def _size() -> int:
 
 @contextlib.contextmanager
 def threads(number: int) -> Iterator[None]:
-    """torch uses this many threads."""
+    """Let torch use this many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -170,7 +170,7 @@ def threads(number: int) -> Iterator[None]:
 def _member(rank: int, size: int, port: int, cores: int, function: Callable[[], Any]) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
-                   "OMP_NUM_THREADS": str(cores)}  # or accelerate warns that it chooses
+                   "OMP_NUM_THREADS": str(cores)}  # else accelerate warns that it picks one
     torch.set_num_threads(cores)
     try:
         function()

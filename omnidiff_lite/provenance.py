@@ -17,7 +17,7 @@ from typing import Any
 from omnidiff_lite.config import Preset, to_dict
 
 PACKAGE = Path(__file__).parent
-SINCE = {"training": {"suffix": {}}}  # settings that came after results were filed, and the value that changes nothing
+SINCE = {"training": {"suffix": {}}}  # settings added after results were filed, with the value that changes nothing
 LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "jiwer", "papermill", "espeakng-loader")
 
 
@@ -29,14 +29,14 @@ def provenance(preset: Preset, seed: int, started: float, *, on: str | None = No
 
 
 def config_hash(preset: Preset) -> str:
-    """Hash of every value of the preset."""
+    """Hash of every value in the preset."""
     return tree_hash(to_dict(preset))
 
 
 def tree_hash(tree: dict[str, Any]) -> str:
-    """The same of a preset as plain values, in memory or read from a `config.json`.
+    """The same for a preset as plain values, in memory or read from a `config.json`.
 
-    A setting of `SINCE` that leaves things as they were before it is left out: numbers of before keep their hash.
+    A setting in `SINCE` at its neutral value is left out, so that earlier numbers keep their hash.
     """
     for section, added in SINCE.items():
         if section in tree:
@@ -46,7 +46,7 @@ def tree_hash(tree: dict[str, Any]) -> str:
 
 
 def hash_files(paths: Iterable[Path], root: Path = PACKAGE) -> str:
-    """Hash of files: their bytes and their names from `root` on, whatever the order of `paths`."""
+    """Hash of files: their bytes and their names relative to `root`, whatever the order of `paths`."""
     total = hashlib.sha256()
     for path in sorted(paths):
         with path.open("rb") as stream:
@@ -56,8 +56,7 @@ def hash_files(paths: Iterable[Path], root: Path = PACKAGE) -> str:
 
 
 def source_hash(*patterns: str) -> str:
-    """Hash of the package's own source, or of the files of it that `patterns` match: which code ran, whatever git
-    says."""
+    """Hash of the package's own source, or of its files that match `patterns`: which code ran, whatever git says."""
     found = {path for pattern in patterns or ("**/*.py", "**/*.yaml", "**/*.json") for path in PACKAGE.glob(pattern)}
     return hash_files(found)
 
@@ -65,7 +64,7 @@ def source_hash(*patterns: str) -> str:
 def digest(path: Path) -> str:
     """Hash of a file's bytes, or of a folder's files and their names; `absent` where there is none.
 
-    Filed with results and stamps, as is that of `hash_files`, which puts name and bytes together otherwise.
+    Recorded with results and stamps, as is that of `hash_files`, which combines names and bytes differently.
     """
     if not path.exists():
         return "absent"
@@ -78,7 +77,7 @@ def digest(path: Path) -> str:
 
 
 def code_version() -> str:
-    """Commit of the clone, with `+changes` where tracked files differ; `unknown` outside a clone."""
+    """Commit of the clone, with `+changes` if tracked files differ; `unknown` outside a clone."""
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True,
                               check=True).stdout.strip()
@@ -102,8 +101,8 @@ def library_versions() -> dict[str, str]:
 
 @cache
 def hardware(on: str | None = None) -> str:
-    """The GPU's name, or the CPU's with cores and memory. `on`: "cuda" or "cpu", what a run was told to use; without
-    it a GPU is taken to be used where there is one."""
+    """The GPU's name, or the CPU's with cores and memory. `on`: "cuda" or "cpu", what a run was told to use; if not
+    given, a GPU is assumed to be used where there is one."""
     import psutil
     import torch
 
@@ -127,4 +126,5 @@ def footer(record: dict[str, Any]) -> str:
     """The last lines of a notebook."""
     libraries = ", ".join(f"{k} {v}" for k, v in record["libraries"].items())
     return (f"preset {record['preset']} ({record['config']}), seed {record['seed']}, code {record['code']} "
-            f"(source {record['source']})\n{libraries}\n{record['hardware']}; {record['seconds']:.0f} s; {record['date']}")
+            f"(source {record['source']})\n{libraries}\n{record['hardware']}; {record['seconds']:.0f} s; "
+            f"{record['date']}")

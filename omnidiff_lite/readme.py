@@ -1,6 +1,6 @@
 """The measured parts of the README, written from the committed results; `omnidiff reproduce --publish` calls `update`.
 
-A part stands between `<!-- name: ... -->` and `<!-- end -->`. What stands there is the kit's to write; the rest is not.
+A part stands between `<!-- name: ... -->` and `<!-- end -->`. The kit writes only what is between such marks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TWINNED = {"speech recognition: WER, lower is better": ("table1_speech", "asr_we
 
 
 def update(readme: Path = CLONE / "README.md", root: Path = CLONE / "results") -> None:
-    """Write every measured part anew. Raises `ValueError` for a part that the kit cannot write."""
+    """Rewrite every measured part. Raises `ValueError` for a part that the kit cannot write."""
     text = readme.read_text()
     for name in re.findall(r"<!-- (\w+): written by the kit -->", text):
         if name not in PARTS:
@@ -40,7 +40,7 @@ def update(readme: Path = CLONE / "README.md", root: Path = CLONE / "results") -
 
 
 def notebooks_table(written: str, root: Path) -> str:
-    """A line a notebook, with minutes and peak memory at each preset. What it is about stays as `written`."""
+    """One line per notebook, with minutes and peak memory at each preset. Its description stays as `written`."""
     roads = {preset: _road(root, preset) for preset in PRESETS}
     lines = []
     for line in written.splitlines():
@@ -70,7 +70,7 @@ def _total(rows: dict[str, dict[str, float]]) -> str:
 
 
 def hardware(written: str, root: Path) -> str:
-    """The machines of the committed runs: the one of most records, and which files of records come from another."""
+    """The machines of the committed runs: the one with most records, and which record files come from another."""
     named = []
     for preset in filter(lambda name: (root / name).exists(), PRESETS):
         tables: dict[str, list[str]] = {}
@@ -86,7 +86,7 @@ def hardware(written: str, root: Path) -> str:
 
 
 def aims(written: str, root: Path) -> str:
-    """What `cpu` set out to reach, and what its committed run did."""
+    """What `cpu` set out to reach, and what its committed run reached."""
     frame = aims_table(Artifacts("cpu", root))
     n = [f"{n:.0f}" if pd.notna(n) else "" for n in frame["n"]]
     shown = pd.DataFrame({"aim": frame["aim"], "asked": frame["asked"], "value [95 %]": frame["shown"], "n": n,
@@ -97,7 +97,8 @@ def aims(written: str, root: Path) -> str:
 
 def twin(written: str, root: Path) -> str:
     """The diffusion beside its autoregressive twin, with the difference paired by item."""
-    records = {(r.table, r.row, r.column): r for r in read_records(Artifacts("cpu", root).metrics) if r.source == "ours"}
+    records = {(r.table, r.row, r.column): r for r in read_records(Artifacts("cpu", root).metrics)
+               if r.source == "ours"}
     rows = {}
     for label, (table, column) in TWINNED.items():
         cells = [records.get((table, row, column)) for row in (OURS, TWIN, f"{TWIN}{MINUS}{OURS}")]
@@ -108,7 +109,7 @@ def twin(written: str, root: Path) -> str:
 
 
 def full_size(written: str, root: Path) -> str:
-    """Seconds of the released size with random weights on a GPU, beside the paper's."""
+    """Seconds at the released size with random weights on a GPU, beside the paper's."""
     if not (root / "full").exists():
         return ""
     records = read_records(root / "full" / "metrics")
@@ -119,8 +120,9 @@ def full_size(written: str, root: Path) -> str:
         "least possible": frame[["floor: bytes", "floor: FLOPs"]].max(axis=1).map("{:.2f}".format),
         "GiB": frame["peak GiB"].map("{:.1f}".format)})
     libraries = ", ".join(f"{name} {made['libraries'][name]}" for name in ("torch", "transformers"))
-    return (f"{made['parameters'] / 1e9:.1f} B random parameters in {made['dtype']}, {made['device']}, {libraries}; medians "
-            f"of {frame['n'].iloc[0]}:\n\n{shown.replace('nan', '').to_markdown(index=False, disable_numparse=True)}\n")
+    return (f"{made['parameters'] / 1e9:.1f} B random parameters in {made['dtype']}, {made['device']}, {libraries}; "
+            f"medians of {frame['n'].iloc[0]}:\n\n"
+            f"{shown.replace('nan', '').to_markdown(index=False, disable_numparse=True)}\n")
 
 
 PARTS: dict[str, Callable[[str, Path], str]] = {"notebooks": notebooks_table, "hardware": hardware, "aims": aims,

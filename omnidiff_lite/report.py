@@ -34,8 +34,9 @@ def write_report(artifacts: Artifacts) -> Path:
     return path
 
 
-_NOTE = ("Rows named <i>ours</i> are measured on the kit's embedded world of drawn scenes and synthetic voices; they are "
-         "not the paper's numbers on public data. Every value stands with its number of items and its 95 % interval.")
+_NOTE = ("Rows named <i>ours</i> are measured on the kit's embedded world of drawn scenes and synthetic voices; they "
+         "are not the paper's numbers on public data. Every value stands with its number of items and its 95 % "
+         "interval.")
 
 
 def _road(artifacts: Artifacts) -> str:
@@ -60,13 +61,13 @@ def _tables(artifacts: Artifacts) -> str:
 
 
 def _ablations(artifacts: Artifacts) -> str:
-    """Each study's question, base, effects and conclusion, and whether they are of this checkpoint; then the paper
+    """Each study's question, base, effects and conclusion, and whether they are from this checkpoint; then the paper
     against its released code."""
     from omnidiff_lite.ablation.differences import difference_table
     from omnidiff_lite.ablation.results import effect_lines, finished_studies, study_of
     from omnidiff_lite.ablation.standing import remark
 
-    found, hashed = finished_studies(artifacts.metrics), cache(digest)  # a checkpoint is hashed once for all
+    found, hashed = finished_studies(artifacts.metrics), cache(digest)  # a checkpoint is hashed only once
     parts = [f"<h3>{html.escape(study.name)}</h3><p>{html.escape(study.question)} "
              f"<b>{remark(study, records, artifacts.dir, hashed)}</b></p>"
              f"{effect_lines(records, artifacts.dir, hashed).to_html(index=False)}<p>{html.escape(study.conclude)}</p>"

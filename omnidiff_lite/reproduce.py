@@ -1,8 +1,8 @@
 """The road: every notebook in order through papermill, skipping what is up to date.
 
-A notebook is up to date when the hash of its code cells, its parameters, the preset, the package's code that it uses
-(followed through imports) and its input files is that of its last finished run, and its outputs are still as it left
-them (`freshness.py`). The stamp is written last, so an interrupted run resumes at the notebook that did not finish.
+A notebook is up to date if the hash of its code cells, its parameters, the preset, the package code that it uses
+(followed through imports) and its input files equals that of its last finished run, and its outputs are still as it
+left them (`freshness.py`). The stamp is written last, so an interrupted run resumes at the unfinished notebook.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from omnidiff_lite.weights import write_json
 
 
 class RoadError(RuntimeError):
-    """A notebook that failed, or does not exist; the message says where and how to go on."""
+    """A notebook that failed or does not exist; the message says where, and how to continue."""
 
 
 CHECKPOINT = "checkpoint"
@@ -73,9 +73,9 @@ def reproduce(preset_name: str, seed: int = 0, only: list[str] | None = None, fo
               tokenizers: Path | None = None) -> list[dict[str, Any]]:
     """Run the road (or the notebooks whose names begin with one of `only`); returns one row per notebook.
 
-    `publish` puts what they show into `folder`, and what was measured into the README. `tokenizers`: a checkpoint
-    whose tokenizers are used in place of notebook 02's, which is left out. Raises `RoadError` at the first notebook
-    that fails, or for tokenizers of other sizes than the preset's.
+    `publish` puts their outputs into `folder`, and the measurements into the README. `tokenizers`: a checkpoint whose
+    tokenizers are used in place of notebook 02's, which is left out. Raises `RoadError` at the first notebook that
+    fails, or for tokenizers whose sizes are not the preset's.
     """
     preset = load_preset(preset_name)
     check_decodings(preset)
@@ -105,15 +105,16 @@ def reproduce(preset_name: str, seed: int = 0, only: list[str] | None = None, fo
 
 
 def chosen(only: list[str] | None) -> list[Step]:
-    """The steps whose names begin with one of `only`. Raises `RoadError` where none does."""
+    """The steps whose names begin with one of `only`. Raises `RoadError` for one that begins no name."""
     for prefix in only or []:
         if not any(step.name.startswith(prefix) for step in ROAD):
-            raise RoadError(f"no notebook begins with {prefix!r}: choose from {', '.join(sorted(s.name for s in ROAD))}")
+            raise RoadError(f"no notebook begins with {prefix!r}: choose from "
+                            f"{', '.join(sorted(s.name for s in ROAD))}")
     return [step for step in ROAD if not only or any(step.name.startswith(prefix) for prefix in only)]
 
 
 def _take_tokenizers(source: Path, preset: Preset, artifacts: Artifacts) -> None:
-    """Those of a finished system, as notebook 02 would have left them. Judges are `results/<preset>/judges`, as ever."""
+    """Save a finished system's tokenizers where notebook 02 would. Judges are in `results/<preset>/judges`, as ever."""
     found = Tokenizers.from_pretrained(source, device="cpu")
     wanted = Vocabulary.small(preset.text_tokenizer.size, preset.speech_tokenizer.codes, preset.image_tokenizer.codes)
     if found.vocabulary != wanted:
@@ -142,7 +143,7 @@ def _run_step(step: Step, preset: Preset, named: str, seed: int, artifacts: Arti
         print(f"{label} {step.name}: up to date")
         return stamp
     print(f"{label} {step.name}: {reason}", flush=True)
-    for made in step.makes if force else ():  # or a finished training would only be loaded
+    for made in step.makes if force else ():  # else a finished training would merely be loaded
         shutil.rmtree(artifacts.dir / made, ignore_errors=True)
     started, before = time.time(), _training_seconds(step, artifacts)
     row = _execute(step, source, named, seed, artifacts, label)
@@ -170,7 +171,7 @@ def _execute(step: Step, source: Path, preset: str, seed: int, artifacts: Artifa
             raise RoadError(f"{step.name} failed in cell {error.cell_index}: {error.ename}: {error.evalue}\n"
                             f"partial notebook: {_short(partial)}\n"
                             "mend it and run the same command: what is finished is skipped") from None
-        except Exception as error:  # a kernel that died or timed out: papermill marks such a notebook as completed
+        except Exception as error:  # the kernel died or timed out: papermill marks such a notebook as completed
             raise RoadError(f"{step.name}: the kernel stopped ({type(error).__name__}: {error}); out of memory?\n"
                             f"partial notebook: {_short(partial)}\nrun the same command to resume there") from None
     _write(_clean(nbformat.read(partial, as_version=4)), final)
@@ -180,13 +181,13 @@ def _execute(step: Step, source: Path, preset: str, seed: int, artifacts: Artifa
 
 
 def _training_seconds(step: Step, artifacts: Artifacts) -> dict[str, list[float]]:
-    """The clock of every training log under what a step makes, row by row."""
+    """The clock of every training log in what a step makes, row by row."""
     return {made: read_log(log)["seconds"].tolist() for made in step.makes
             if (log := artifacts.dir / made / "log.csv").exists()}
 
 
 def _resumed(before: dict[str, list[float]], after: dict[str, list[float]]) -> float:
-    """Seconds of training that a run found done and went on from: they belong to what its result took."""
+    """Seconds of earlier training that a run resumed from: they count towards what its result took."""
     return sum(clock[-1] for made, found in after.items()
                if (clock := _common(before.get(made, []), found)))
 
@@ -197,7 +198,7 @@ def _common(first: list[float], second: list[float]) -> list[float]:
 
 @contextmanager
 def _results_in(root: Path) -> Iterator[None]:
-    """Kernels started inside file their results under `root`."""
+    """Kernels started inside this block put their results under `root`."""
     before = os.environ.get("OMNIDIFF_RESULTS")
     os.environ["OMNIDIFF_RESULTS"] = str(root.resolve())
     try:
@@ -221,7 +222,7 @@ def declared_parameters(notebook: Path) -> dict[str, type]:
 # --- what it leaves -------------------------------------------------------------------------------------------------
 
 def _all_rows(artifacts: Artifacts) -> list[dict[str, Any]]:
-    """One row a notebook that ran, in the order of the road; those of runs whose work is gone stay as they were."""
+    """One row per notebook that ran, in road order; rows of runs whose work is gone stay as they were."""
     path = artifacts.road
     rows = {row["notebook"]: row for row in json.loads(path.read_text())} if path.exists() else {}
     for stamp in filter(None, (read_stamp(artifacts, step) for step in ROAD)):
@@ -230,8 +231,8 @@ def _all_rows(artifacts: Artifacts) -> list[dict[str, Any]]:
 
 
 def _publish(executed: Path, source: Path, given: dict[str, Any]) -> None:
-    """Put what an executed notebook shows into its source, whose text stays: outputs, and as the parameters' defaults
-    those that papermill put in."""
+    """Put an executed notebook's outputs into its source, and make the parameters that papermill injected the
+    defaults; the text stays."""
     notebook, done = nbformat.read(source, as_version=4), _clean(nbformat.read(executed, as_version=4))
     ran = [c for c in done.cells if c.cell_type == "code" and "injected-parameters" not in c.metadata.get("tags", [])]
     for cell, run in zip((c for c in notebook.cells if c.cell_type == "code"), ran, strict=True):
@@ -244,7 +245,7 @@ def _publish(executed: Path, source: Path, given: dict[str, Any]) -> None:
 
 
 def _clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Without this machine's paths and times in its metadata, and of a progress bar only how it ended."""
+    """Drop this machine's paths and times from the metadata, and all but the last state of a progress bar."""
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)

@@ -1,4 +1,4 @@
-"""Sizes of the parts: tokenizers, encoders, decoder and denoiser. The defaults are the released system's."""
+"""Sizes of the parts: tokenizers, encoder, decoder and denoiser. The defaults are the released system's."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Literal
 
 from omnidiff_lite.strict import ENDLESS, ConfigError, within
 
-FRAME_SECONDS = 0.06  # of a frame of the speech encoder: 10 ms shift, 6 stacked
-QUERY_FRAMES = 4  # in front of a recording's frames: language, two of event and emotion, text normalisation
+FRAME_SECONDS = 0.06  # of a speech encoder frame: 10 ms shift, stride 6
+QUERY_FRAMES = 4  # before a recording's frames: language, two for event and emotion, text normalisation
 TOKENS_PER_SECOND = 12.5  # of speech
 
 
 @dataclass(frozen=True)
 class TextTokenizerConfig:
-    """Byte-level BPE, trained on the world's text; at full size read from a released directory."""
+    """Byte-level BPE, trained on the world's text; at full size, read from a released directory."""
 
     size: int = 151643  # ids below the special tokens
 
@@ -36,7 +36,7 @@ class ImageTokenizerConfig:
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Pixels in a user turn, and in any other."""
+        """Pixels of a picture in a user turn, and in any other."""
         return self.understanding_size, self.generation_size
 
     @property
@@ -64,7 +64,7 @@ class SpeechEncoderConfig:
     kernel: int = 11
     dropout: float = 0.1
     ctc_vocabulary: int = 25055
-    ctc_steps: int = 1  # CTC steps per frame; letters need 2 or more, they come faster than 60 ms frames
+    ctc_steps: int = 1  # CTC steps per frame; letters need 2 or more, as they come faster than 60 ms frames
     max_seconds: float = 30.0
 
     @property
@@ -85,8 +85,8 @@ class SpeechTokenizerConfig:
     block: int = 200  # 50 Hz frames that see each other
     pooling: int = 4
     codes: int = 16384
-    ctc_vocabulary: int = 0  # symbols of the head that trains the tokens to say what is said; 0 = no head (released)
-    ctc_steps: int = 4  # CTC steps per token of that head
+    ctc_vocabulary: int = 0  # symbols of the head that trains tokens to carry what is said; 0 = no head (released)
+    ctc_steps: int = 4  # that head's CTC steps per token
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,12 @@ class FlowConfig:
     unet_mid_blocks: int = 12
     steps: int = 10  # Euler steps
     guidance: float = 0.7
-    temperature: float = 1.0  # of the starting noise; 1 = released, less is clearer from a briefly trained flow
+    temperature: float = 1.0  # of the starting noise; 1 = released; lower is clearer with a briefly trained flow
 
 
 @dataclass(frozen=True)
 class VocoderConfig:
-    """HiFT (released), or Griffin-Lim, which needs no training and is named as such."""
+    """HiFT (released), or Griffin-Lim, which needs no training and is labelled as such."""
 
     kind: Literal["hift", "griffin-lim"] = "hift"
     base_channels: int = 512
@@ -148,9 +148,9 @@ class DenoiserSize:
     kv_heads: int = 4
     rope_theta: float = 1e6
     max_positions: int = 131072
-    step_embedding: bool = False  # of the share of an answer that is masked; the paper has none
-    output_heads: Literal["shared", "modality"] = "shared"  # modality: a layer of its own before the ids of each
-    speech_input: Literal["continuous", "discrete"] = "continuous"  # a user's speech: encoder frames | speech tokens
+    step_embedding: bool = False  # embeds the masked share of an answer; the paper has none
+    output_heads: Literal["shared", "modality"] = "shared"  # modality: a separate layer before each modality's ids
+    speech_input: Literal["continuous", "discrete"] = "continuous"  # user speech as encoder frames | speech tokens
 
     def __post_init__(self) -> None:
         within(self, **dict.fromkeys(("hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "rope_theta",

@@ -11,14 +11,14 @@ from typing import Any, Literal
 
 
 class ConfigError(ValueError):
-    """A preset, an override or a parameter that does not fit; the message names it and the mend."""
+    """An invalid preset, override or parameter; the message names it and the remedy."""
 
 
 ENDLESS = float("inf")
 
 
 def within(config: Any, **limits: tuple[float, float]) -> None:
-    """Raises `ConfigError` for a field of `config` outside of its limits, both of which it may be."""
+    """Raise `ConfigError` for a field of `config` outside its limits (inclusive)."""
     for name, (low, high) in limits.items():
         value = getattr(config, name)
         if not low <= value <= high:
@@ -44,12 +44,12 @@ def from_dict(cls: type, tree: Any, where: str = "") -> Any:
     values = {key: _convert(hints[key], value, _join(where, key)) for key, value in tree.items()}
     try:
         return cls(**values)
-    except ConfigError as error:  # of a value out of range, which names its field
+    except ConfigError as error:  # a value out of range; the error names its field
         raise ConfigError(_join(where, error)) from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain nested values, fit for JSON and YAML."""
+    """Plain nested values, ready for JSON and YAML."""
     return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
@@ -87,7 +87,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _alternative(hints: list[Any], value: Any, where: str) -> Any:
-    """`value` as the first of `hints` that it fits."""
+    """`value` converted to the first of `hints` that it fits."""
     for hint in hints[:-1]:
         try:
             return _convert(hint, value, where)

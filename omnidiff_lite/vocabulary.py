@@ -65,7 +65,7 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """Rows of the embedding and of the output head."""
+        """Number of rows in the embedding and in the output head."""
         return self.image_range.stop
 
     @property
@@ -113,15 +113,15 @@ class Vocabulary:
         return _shift(codes, self.image_range, "image")
 
     def codes_of_speech(self, ids: Iterable[int]) -> list[int]:
-        """The speech codes among `ids`, in order; other ids are passed over (as released)."""
+        """The speech codes among `ids`, in order; other ids are skipped, as in the release."""
         return [int(i) - self.speech_range.start for i in ids if int(i) in self.speech_range]
 
     def codes_of_image(self, ids: Iterable[int]) -> list[int]:
-        """The image codes among `ids`, in order; other ids are passed over (as released)."""
+        """The image codes among `ids`, in order; other ids are skipped, as in the release."""
         return [int(i) - self.image_range.start for i in ids if int(i) in self.image_range]
 
     def name(self, token: int) -> str:
-        """What an id is, for people: its special name, `audio_7`, `image_3` or `text_42`."""
+        """A readable name for an id: its special name, `audio_7`, `image_3` or `text_42`."""
         token = int(token)
         if token in self.speech_range:
             return f"audio_{token - self.speech_range.start}"

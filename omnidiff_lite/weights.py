@@ -21,16 +21,16 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that does not fit; the message lists the names and the mend."""
+    """A checkpoint that does not fit; the message lists the names and the remedy."""
 
 
 def read_weights(directory: str | Path, prefix: str = "", without: str | None = None,
                  dtype: torch.dtype | None = torch.float32) -> dict[str, Tensor]:
     """The tensors of a checkpoint directory (or of one file) whose names begin with `prefix` and not with `without`.
 
-    Floating-point ones come as `dtype`; None: as stored. What needs no conversion stays on disk until it is used: the
-    tensors are views of the mapped file. Shards and safetensors entries that are not wanted are not read. Pickled
-    files are read with `weights_only=True`. Raises `CheckpointError` for a missing or unreadable file.
+    Floating-point tensors come as `dtype`; None: as stored. Those that need no conversion stay on disk until used:
+    they are views of the mapped file. Unwanted shards and safetensors entries are not read. Pickled files are read
+    with `weights_only=True`. Raises `CheckpointError` for a missing or unreadable file.
     """
     state: dict[str, Tensor] = {}
     for path, listed in _files(Path(directory)):
@@ -40,7 +40,7 @@ def read_weights(directory: str | Path, prefix: str = "", without: str | None = 
 
 
 def weight_names(directory: str | Path) -> list[str]:
-    """Names of all tensors of a checkpoint directory, read from its index or its file's header."""
+    """Names of all tensors in a checkpoint directory, read from its index or its file's header."""
     names: list[str] = []
     for path, listed in _files(Path(directory)):
         names += list(_read_file(path, "", None, None)) if listed is None else listed
@@ -48,7 +48,7 @@ def weight_names(directory: str | Path) -> list[str]:
 
 
 def _files(directory: Path) -> list[tuple[Path, list[str] | None]]:
-    """The files of a checkpoint, each with the tensors that its index says it holds (None: there is no index)."""
+    """The files of a checkpoint, each with the tensors that the index lists for it (None: there is no index)."""
     if directory.is_file():
         return [(directory, None)]
     for name in FILES:
@@ -87,13 +87,13 @@ def _differs(tensor: Tensor, dtype: torch.dtype | None) -> bool:
 
 
 def _tensor(path: Path, name: str, dtype: torch.dtype | None) -> Tensor:
-    """One tensor, converted. The file is mapped for it alone, so that its pages do not pile up beside the copies."""
+    """One tensor, converted. The file is mapped just for it, so that its pages do not pile up beside the copies."""
     with safe_open(path, "pt") as file:
         return file.get_tensor(name).to(dtype)
 
 
 def unfilled(kind: Callable[..., Module], *arguments: Any) -> Module:
-    """`kind(*arguments)` whose parameters take no memory and no time: `strict_load` puts a file's in their place."""
+    """`kind(*arguments)` whose parameters take no memory and no time: `strict_load` replaces them with a file's."""
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
@@ -102,9 +102,9 @@ def unfilled(kind: Callable[..., Module], *arguments: Any) -> Module:
 
 def strict_load(module: nn.Module, state: dict[str, Tensor], where: str | Path = "checkpoint",
                 derivable: Callable[[str], bool] = lambda name: False) -> None:
-    """Load `state` into `module`; missing, unexpected or misshapen names raise `CheckpointError`.
+    """Load `state` into `module`; missing, unexpected or misshapen tensors raise `CheckpointError`.
 
-    The parameters of an `unfilled` module become the tensors of `state` themselves; others are copied into.
+    The parameters of an `unfilled` module become the tensors of `state` themselves; other modules get copies.
     `derivable(name)`: tensors that may be absent on either side (buffers computed from the configuration).
     """
     own = module.state_dict()
@@ -121,10 +121,10 @@ def strict_load(module: nn.Module, state: dict[str, Tensor], where: str | Path =
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises `CheckpointError` for a file that does not hold one, or not to its end."""
+    """A JSON object. Raises `CheckpointError` for a file that does not hold a complete one."""
     try:
         tree = json.loads(path.read_text())
-    except ValueError as error:  # of JSON, or of bytes that are no text
+    except ValueError as error:  # invalid JSON, or bytes that are not text
         raise CheckpointError(f"{path}: not JSON ({error}); it may be half-written, fetch or write it again") from None
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path}: holds a {type(tree).__name__}, not an object; fetch or write it again")
@@ -132,7 +132,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Atomic: a reader sees the old file or the whole new one. Raises `CheckpointError` where it cannot be written."""
+    """Write atomically: a reader sees the old file or all of the new one. Raises `CheckpointError` if it cannot."""
     try:
         with written_whole(path) as partial:
             partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
@@ -141,7 +141,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def save_part(module: nn.Module, config: Any, directory: str | Path, dtype: torch.dtype | None = None) -> None:
-    """`config.json` and `model.safetensors` of one part, each written atomically, the weights first."""
+    """Write `config.json` and `model.safetensors` of one part, each atomically, the weights first."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     state = {n: (t.to(dtype) if dtype and t.is_floating_point() else t).contiguous().clone()
@@ -152,7 +152,7 @@ def save_part(module: nn.Module, config: Any, directory: str | Path, dtype: torc
 
 
 def read_part_config(config_class: type, directory: str | Path) -> Any:
-    """The kit's own `config.json` as a dataclass; None where the directory holds none of the kit's."""
+    """The kit's own `config.json` as a dataclass; None if the directory holds none."""
     path = Path(directory) / "config.json"
     if not path.exists():
         return None

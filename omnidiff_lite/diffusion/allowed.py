@@ -13,9 +13,9 @@ from omnidiff_lite.diffusion.canvas import Canvas, Span
 
 
 def allowed_table(chosen: Any, canvases: Sequence[Canvas], vocabulary: int) -> tuple[Tensor, Tensor] | None:
-    """A table bool [G,V] and the row of it, [B,N], that holds for each position; None where nothing is limited.
+    """A table bool [G,V], and which of its rows applies to each position, [B,N]; None if nothing is restricted.
 
-    `chosen`: ids for every position; or {modality: ids}, which goes before what the canvases allow for their spans;
+    `chosen`: ids for every position; or {modality: ids}, which overrides what the canvases allow for their spans;
     or None. Raises `ConfigError` for ids outside the vocabulary, none at all, or a modality that no canvas has.
     """
     everywhere = chosen is not None and not isinstance(chosen, dict)

@@ -1,10 +1,10 @@
-"""Keys and values kept from step to step: nearly the same answer from fewer positions a pass.
+"""Keys and values cached across steps: nearly the same answer with fewer positions per pass.
 
-In the manner of Fast-dLLM (arXiv 2505.22618). Attention sees both ways, so every key of a layer above the first changes
-with every token fixed, but little: most are taken as they were at the last full pass. "prefix": of the prompt's, and
-all answer positions are run again. "dual": also of decided tokens', and only positions still to be predicted are run,
-those where they are read, which with shifted logits lie one before, and tokens fixed since. Every `cache_refresh` steps
-a full pass makes all of them new.
+As in Fast-dLLM (arXiv 2505.22618). Attention is bidirectional, so every key above the first layer changes with every
+token fixed, but only a little: most are reused from the last full pass. "prefix": the prompt's are reused, and all
+answer positions are run again. "dual": so are decided tokens', and a pass runs only positions still to be predicted,
+those where they are read (one earlier, as logits are shifted), and tokens fixed since. Every `cache_refresh` steps a
+full pass recomputes everything.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from omnidiff_lite.diffusion.layout import Layout
 
 
 class PlaceCache(Cache):
-    """Keys and values [R,heads,L,D] of each layer, overwritten at the columns that a pass runs."""
+    """Each layer's keys and values [R,heads,L,D], overwritten at the columns that a pass runs."""
 
     def __init__(self) -> None:
         super().__init__(layers=[])
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
-        self.columns: Tensor | None = None  # [R,Q] of the pass at hand; None: all of them
+        self.columns: Tensor | None = None  # [R,Q] of the current pass; None: all of them
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
                ) -> tuple[Tensor, Tensor]:
-        """All keys and values of a layer, those [R,heads,Q,D] of this pass among them."""
+        """All keys and values of a layer, including those of this pass, [R,heads,Q,D]."""
         if self.columns is None:
             self.kept[layer_idx] = key_states, value_states
         else:
@@ -39,7 +39,7 @@ class PlaceCache(Cache):
         return self.kept[layer_idx]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Keys in front of this pass's: none, as it finds its own among them."""
+        """Number of keys before this pass's own: none, as they replace entries of the cache."""
         return 0
 
     def keep(self, rows: Tensor) -> None:
@@ -52,7 +52,7 @@ class CachedLayout(Layout):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.cache, self.passes = PlaceCache(), 0
-        self.probe: Callable[[Tensor, Tensor], None] | None = None  # is shown hidden states [M,H]: cached, and full
+        self.probe: Callable[[Tensor, Tensor], None] | None = None  # gets hidden states [M,H]: cached, and full
         self.changed = torch.zeros_like(self.inside)
         column = torch.arange(self.inside.shape[1])
         answers = (column >= self.starts[:, None]) & self.inside
@@ -85,7 +85,7 @@ class CachedLayout(Layout):
                           masked_share=self.masked_share()).hidden
 
     def _part(self, row: Tensor, column: Tensor, own: Tensor) -> Tensor:
-        """Hidden states [R,Q,H] at the columns that have to be run; `slot` [R,L] tells where each one is."""
+        """Hidden states [R,Q,H] at the columns that must be run; `slot` [R,L] says where each column is."""
         wanted = self.always | self.changed
         wanted[row, column] = wanted[row, own] = True
         columns = padded(wanted)
@@ -103,7 +103,7 @@ class CachedLayout(Layout):
 
 
 def padded(wanted: Tensor) -> Tensor:
-    """The columns that are True in each row of `wanted` [R,L], as [R,Q]; short rows repeat their first one."""
+    """The True columns of each row of `wanted` [R,L], as [R,Q]; short rows repeat their first one."""
     counts = wanted.sum(1)
     order = (~wanted).byte().argsort(dim=1, stable=True)[:, :int(counts.max())]
     return torch.where(torch.arange(order.shape[1]) < counts[:, None], order, order[:, :1])

@@ -1,4 +1,4 @@
-"""The canvas: an answer with some positions undecided, what each may become, and how an answer is read off it."""
+"""The canvas: an answer with undecided positions, which ids each may become, and how to read an answer off it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """`ids` [N] with the mask id where undecided; `allowed`: which ids a span's modality may become (none: any)."""
+    """`ids` [N] with the mask id where undecided; `allowed`: which ids a modality's spans may become (none: any)."""
 
     ids: Tensor
     spans: Sequence[Span] = ()
@@ -33,7 +33,7 @@ class Canvas:
 
 
 class AnswerTokens(NamedTuple):
-    """An answer taken apart: text ids, speech codes at 12.5 Hz, row-major image codes."""
+    """An answer split into text ids, speech codes at 12.5 Hz, and row-major image codes."""
 
     text: list[int]
     speech: list[int]
@@ -44,12 +44,12 @@ def answer_canvas(vocabulary: Vocabulary, outputs: Sequence[str], lengths: Mappi
                   newline: int | None = None) -> Canvas:
     """An all-masked answer with room for `outputs` ("text", "speech", "image", in the order wanted).
 
-    `lengths`: tokens of each, closing markers not counted. With `markers` what surely stands somewhere is there from
-    the start: begin_of_audio (the paper's pre-infilling), and begin_of_image and end_of_image, as a picture's size is
-    known. Text and speech hold at least one token and may end early: past the first, their spans also allow the ids that
-    end a turn. The turn's own closing, `<|im_end|>` and `newline` (the text tokenizer's id, if given), follows the last
-    output. Without `markers` all is masked, as in the released code, and every position may become any id that an
-    answer can hold.
+    `lengths`: tokens of each, not counting closing markers. With `markers`, tokens whose places are certain are filled
+    in from the start: begin_of_audio (the paper's pre-infilling), and begin_of_image and end_of_image, as a picture's
+    size is known. Text and speech hold at least one token and may end early: after the first, their spans also allow
+    the ids that end a turn. The turn's own closing, `<|im_end|>` and `newline` (the text tokenizer's id, if given),
+    follows the last output. Without `markers` everything is masked, as in the released code, and every position may
+    become any id that an answer can hold.
     """
     v, ids, spans = vocabulary, [], []
     for modality in outputs:
@@ -59,9 +59,9 @@ def answer_canvas(vocabulary: Vocabulary, outputs: Sequence[str], lengths: Mappi
             raise ValueError(f"lengths says nothing of {modality!r}")
         opening = {"speech": [v.begin_of_audio], "image": [v.begin_of_image]}.get(modality, [])
         ids += opening
-        # A recording's end is for the model to place, so its end_of_audio lies inside the span.
+        # The model decides where a recording ends, so its end_of_audio lies inside the span.
         room = lengths[modality] + (modality == "speech")
-        if modality != "image":  # it begins with content: no answer is empty
+        if modality != "image":  # begin with content, so that no answer is empty
             spans.append(Span(f"first {modality}", len(ids), len(ids) + 1))
         spans.append(Span(modality, len(ids) + (modality != "image"), len(ids) + room))
         ids += [v.mask] * room
@@ -80,7 +80,7 @@ def answer_canvas(vocabulary: Vocabulary, outputs: Sequence[str], lengths: Mappi
 
 
 def inpainting_canvas(vocabulary: Vocabulary, codes: Tensor, mask: Tensor, newline: int | None = None) -> Canvas:
-    """A picture with a hole: `codes` [h,w] of the image tokenizer, `mask` bool [h,w], True = to be painted."""
+    """A picture with a hole: `codes` [h,w] of the image tokenizer, `mask` bool [h,w], True = to be repainted."""
     v = vocabulary
     if codes.shape != mask.shape:
         raise ValueError(f"codes {tuple(codes.shape)} and mask {tuple(mask.shape)} differ in shape")
@@ -102,9 +102,9 @@ def _allowed(v: Vocabulary, newline: int | None) -> dict[str, tuple[range, ...]]
 
 
 def read_answer(vocabulary: Vocabulary, ids: Iterable[int], released: bool = False) -> AnswerTokens:
-    """Take decoded `ids` apart: text up to the first `<|im_end|>`, speech up to the first end_of_audio, image codes.
+    """Split decoded `ids`: text up to the first `<|im_end|>`, speech up to the first end_of_audio, image codes.
 
-    `released`: as the released script does, every id of a modality in order, wherever it stands; text ids then
+    `released`: like the released script, take every id of a modality in order, wherever it stands; text ids then
     include the special ones.
     """
     v, ids = vocabulary, [int(i) for i in ids]
@@ -116,7 +116,7 @@ def read_answer(vocabulary: Vocabulary, ids: Iterable[int], released: bool = Fal
 
 
 def fit_image_codes(codes: Sequence[int], count: int) -> list[int]:
-    """Exactly `count` codes, as released: the first ones, or the last one repeated. Raises where there is none."""
+    """Exactly `count` codes, as in the release: cut, or filled up with the last one. Raises if there is none."""
     if not codes:
         raise ValueError("the answer holds no image token")
     return [*codes[:count], *[codes[-1]] * (count - len(codes))]

@@ -1,4 +1,4 @@
-"""Which of the masked positions a step fixes: the schedule's number of the surest, and whatever else is sure enough."""
+"""Which masked positions a step fixes: the most confident, as many as scheduled, and any others confident enough."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from omnidiff_lite.diffusion.settings import DecodingConfig
 
 def choose(sure: Tensor, inside: Tensor, step: Step, config: DecodingConfig, generator: torch.Generator,
            entropy: Tensor | None = None) -> Tensor:
-    """Which of one sequence's rows [M] are fixed in this step: their numbers.
+    """The indices of the rows [M] of one sequence that are fixed in this step.
 
     `sure` [M]: confidences. `inside` bool [M]: in the step's block. `entropy` [M], needed for an entropy bound.
     """
@@ -21,19 +21,19 @@ def choose(sure: Tensor, inside: Tensor, step: Step, config: DecodingConfig, gen
         count = max(count, int((sure >= config.threshold).sum()))
     if config.entropy_bound is not None:
         count = max(count, bounded(sure[inside], entropy[inside], config.entropy_bound))
-    if config.confidence_temperature > 0:  # the surest k of Gumbel-perturbed = k draws without replacement
+    if config.confidence_temperature > 0:  # Gumbel top-k = k draws without replacement
         noise = -torch.empty_like(sure).exponential_(generator=generator).log()
         sure = sure / config.confidence_temperature + noise
-    # A block that a pre-filled token has shortened may be done before its last step; the step then fixes a token
-    # of a later block, as released.
+    # A block shortened by a pre-filled token may be done before its last step; the step then fixes a token of a
+    # later block, as in the release.
     return sure.topk(min(count, len(sure))).indices
 
 
 def bounded(sure: Tensor, entropy: Tensor, bound: float) -> int:
-    """How many of the surest rows may be fixed together (EB-sampler, arXiv 2505.24857).
+    """How many of the most confident rows may be fixed together (EB-sampler, arXiv 2505.24857).
 
-    Fixing several at once takes them for independent. What that can miss is at most the sum of their entropies but
-    the largest, in nats: as many are taken as keep it within `bound`. The surest alone always does.
+    Fixing several at once treats them as independent. The error is at most the sum of their entropies without the
+    largest, in nats: as many are taken as keep it within `bound`. The most confident row alone always does.
     """
     ordered = entropy[sure.argsort(descending=True, stable=True)].clamp_min(0)
     return int((ordered.cumsum(0) - ordered.cummax(0).values <= bound).long().cumprod(0).sum())

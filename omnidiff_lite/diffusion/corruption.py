@@ -11,17 +11,17 @@ from torch import Tensor
 from omnidiff_lite.config import MaskSchedule
 
 SCHEDULES: tuple[MaskSchedule, ...] = get_args(MaskSchedule)
-RELEASED_EPS = 1e-3  # the released t never falls below it (dataset_qwen2.py:73-79)
+RELEASED_EPS = 1e-3  # the smallest t of the released code (dataset_qwen2.py:73-79)
 
 
 def sample_time(shape: Sequence[int] | Tensor, how: Literal["sequence", "token"] = "sequence",
                 generator: torch.Generator | None = None, segment_ids: Tensor | None = None) -> Tensor:
     """Noise levels t in 0..1 for sequences of `shape` [.., L] (or shaped like a tensor, on its device).
 
-    "sequence" (the paper): one t, uniform in 0..1, for each sequence, as [.., 1]; with `segment_ids` [B,L] one for
-    each segment of a packed row, as [B,L]. A sequence may so stay wholly unmasked, and contributes no loss.
-    "token" (the released code): a t of its own for every token, 0.999 u + 0.001, as [.., L]. Every token is then
-    masked with probability 1/2, and nearly full or nearly empty masks are never seen.
+    "sequence" (the paper): one t, uniform in 0..1, per sequence, as [.., 1]; with `segment_ids` [B,L], one per segment
+    of a packed row, as [B,L]. A sequence may thus stay entirely unmasked and contribute no loss.
+    "token" (the released code): a separate t for every token, 0.999 u + 0.001, as [.., L]. Every token is then masked
+    with probability 1/2, and nearly full or nearly empty masks are never seen.
     """
     device = shape.device if isinstance(shape, Tensor) else None
     size = tuple(shape.shape if isinstance(shape, Tensor) else shape)
@@ -38,8 +38,8 @@ def sample_time(shape: Sequence[int] | Tensor, how: Literal["sequence", "token"]
 def mask_rate(t: Tensor, schedule: MaskSchedule = "linear") -> Tensor:
     """Share of the answer that is masked at time t, both in 0..1: t (the paper), sin(pi t / 2), or 1 - (1 - t)^3.
 
-    "cosine" and "cubic" are MaskGIT's (Chang et al., 2022, section 3.3): 64 % and 75 % are masked on average, and
-    nearly full masks, from which decoding starts, come often: over 95 % in one answer of 20 (linear), 5 and 2.7.
+    "cosine" and "cubic" are MaskGIT's (Chang et al., 2022, section 3.3): they mask 64 % and 75 % on average, and often
+    give nearly full masks, from which decoding starts: over 95 % in one answer of 20 (linear), of 5 and of 2.7.
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"mask schedule {schedule!r} is none of {', '.join(map(repr, SCHEDULES))}")
@@ -47,12 +47,12 @@ def mask_rate(t: Tensor, schedule: MaskSchedule = "linear") -> Tensor:
 
 
 def corrupt_suffix(answer: Tensor, t: Tensor) -> Tensor:
-    """Which tokens to mask where an answer is masked from some point on: of n, pads included, the last round(t n).
+    """Which tokens to mask if answers are masked from some point onward: the last round(t n) of n, pads included.
 
-    `answer`: which answer each token is of, int64 [L], from 0 in the order in which they stand; -1 outside, where
-    nothing is masked. `t` [L]: one value an answer, 0..1. Returns bool [L]. Decoding a token or a block at a time from left to
-    right starts each of them from such a canvas; of `corrupt`'s, where each token falls for itself, hardly one shows a
-    whole beginning and nothing after it.
+    `answer`: the answer that each token belongs to, int64 [L], numbered from 0 in order; -1 outside, where nothing is
+    masked. `t` [L]: one value per sample, 0..1. Returns bool [L]. Left-to-right decoding, by token or by block, starts
+    every token or block from such a canvas; `corrupt`, which masks tokens independently, hardly ever yields a complete
+    beginning with nothing after it.
     """
     inside, own = answer >= 0, answer.clamp_min(0)
     lengths = torch.bincount(answer[inside], minlength=1)
@@ -63,12 +63,12 @@ def corrupt_suffix(answer: Tensor, t: Tensor) -> Tensor:
 def bound_weight(t: Tensor, schedule: MaskSchedule = "linear") -> Tensor:
     """Weight of a masked token's loss at time t in the likelihood bound: rate'(t) / rate(t), shaped like t.
 
-    With it, for t uniform in 0..1, the expected sum over the masked tokens of an answer is an upper bound of
-    -log p(answer), and the mean over all orders of decoding one token at a time (Ou et al., 2024, arXiv 2406.03736; Shi
+    With this weight and t uniform in 0..1, the expected sum over an answer's masked tokens is an upper bound on
+    -log p(answer), and its mean over all orders of decoding one token at a time (Ou et al., 2024, arXiv 2406.03736; Shi
     et al., 2024, arXiv 2406.04329): `evaluation.log_likelihood` estimates the same number from a drawn count of
     masks, L / l. Any schedule gives the same bound: linear weighs 1 / t, cosine (pi / 2) / tan(pi t / 2). The paper has
-    no weight (equation 1). A tail pad, masked at gamma * rate, has the same weight, and the bound is then that of an
-    answer of which each pad is given with probability 1 - gamma.
+    no weight (equation 1). A tail pad, masked at gamma * rate, has the same weight; the bound is then that of an answer
+    whose pads are each given with probability 1 - gamma.
     Times below 0.001 weigh as much as 0.001: at most 1000, and up to 0.15 % of the bound is lost.
     """
     rate = mask_rate(t := t.clamp_min(RELEASED_EPS), schedule)
@@ -82,8 +82,8 @@ def corrupt(answer_ids: Tensor, is_pad: Tensor | bool, t: Tensor | float, gamma:
     """Which tokens to mask: bool, shaped like `answer_ids` [.., L].
 
     An ordinary token is masked with probability t, a tail pad (`is_pad`) with gamma * t: attenuated tail-pad masking,
-    section 3.3 (gamma 0.6, appendix A). Negative ids (the label -100 of a prompt) are never masked, so a whole row of
-    labels may be given. `t`: a number, one per sequence [..], or anything that broadcasts over `answer_ids`.
+    section 3.3 (gamma 0.6, appendix A). Negative ids (a prompt's label -100) are never masked, so a whole row of
+    labels may be passed. `t`: a number, one per sequence [..], or anything that broadcasts over `answer_ids`.
     """
     t = torch.as_tensor(t, device=answer_ids.device)
     if t.dim() == answer_ids.dim() - 1:
@@ -93,6 +93,6 @@ def corrupt(answer_ids: Tensor, is_pad: Tensor | bool, t: Tensor | float, gamma:
 
 
 def _uniform(shape: Sequence[int], generator: torch.Generator | None, device: torch.device | None) -> Tensor:
-    """Uniform numbers on `device`, drawn where the generator lives: a CPU seed gives the same draw everywhere."""
+    """Uniform numbers on `device`, drawn on the generator's device: a CPU seed gives the same draw everywhere."""
     source = generator.device if generator is not None else device
     return torch.rand(tuple(shape), generator=generator, device=source).to(device or source)

@@ -1,12 +1,12 @@
 """Iterative decoding: from an answer of masks to text, speech and image tokens (section 3.4).
 
-Each step scores every masked position over the ids that it may become, and fixes those the model is surest of. Ids,
+Each step scores every masked position over the ids it may become, and fixes those the model is most confident of. Ids,
 decisions and random draws live on the CPU, where they are cheap and the same on any machine; only embeddings and
-logits live on the model's device. What a step does not change is not computed again: see `layout`, `head` and, where
-nearly the same answer will do, `cache`. `plain` is the same sampler without any of that, for reading.
+logits live on the model's device. A step recomputes only what has changed: see `layout`, `head` and, where nearly the
+same answer will do, `cache`. `plain` is the same sampler without these savings, for reading.
 
-A batch of unequal prompts and answers decodes as each would alone: padding is seen by nobody, schedules and random
-numbers belong to each sequence. With the released settings every canvas of the released sampler is reproduced.
+A batch of unequal prompts and answers decodes as each would alone: padding is never attended to, and each sequence has
+its own schedule and random numbers. The released settings reproduce every canvas of the released sampler.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ def decode(model: Denoiser, prompt_ids: Tensor | Sequence[Any] | None, config: D
            prompt_embeds: Tensor | Sequence[Tensor] | None = None, canvas: Canvas | Sequence[Canvas] | None = None,
            lengths: int | Sequence[int] | None = None, seeds: Sequence[int] | None = None, ends: Collection[int] = ()
            ) -> DecodeResult:
-    """Decode one answer for each prompt.
+    """Decode one answer per prompt.
 
     `prompt_ids`: ids [P] or [B,P], or a list of B of different lengths. `prompt_embeds`: the same prompts as
-    embeddings [.., H], which is how speech gets in; the ids are then not read. The answer starts as `canvas` (one, or
-    one each; `config.prefill` is then not applied), else as `lengths` masks (one, or one each), else as
-    `config.length` masks. `seeds`: of each sequence's own random numbers (default: `config.seed` + its index), so that
-    an answer does not depend on its neighbours. `ends`: ids that end an answer, as the pad id always does, for
-    `config.early_stop`. Raises `ConfigError` for settings that do not fit each other or the inputs.
+    embeddings [.., H], which is how speech gets in; the ids are then ignored. The answer starts as `canvas` (one, or
+    one per prompt; `config.prefill` is then not applied), else as `lengths` masks (likewise), else as `config.length`
+    masks. `seeds`: one per sequence for its own random numbers (default: `config.seed` + its index), so that an answer
+    does not depend on its neighbours. `ends`: ids that end an answer, besides the pad id, for `config.early_stop`.
+    Raises `ConfigError` for settings that conflict with each other or the inputs.
     """
     return start(model, prompt_ids, config, prompt_embeds, canvas, lengths, seeds, ends).run()
 
 
 def start(model: Denoiser, prompt_ids: Any, config: DecodingConfig, prompt_embeds: Any = None, canvas: Any = None,
           lengths: Any = None, seeds: Sequence[int] | None = None, ends: Collection[int] = ()) -> Decoder:
-    """A call of `decode` laid out, not yet run."""
+    """A call to `decode`, set up but not yet run."""
     given = canvas is not None
     prompts = embed_prompts(model, prompt_ids, prompt_embeds)
     canvases = starting_canvases(config, model.config.mask_token_id, len(prompts), canvas, lengths)
@@ -66,11 +66,11 @@ def start(model: Denoiser, prompt_ids: Any, config: DecodingConfig, prompt_embed
 
 
 class Decoder:
-    """One call of `decode`: the canvas and its bookkeeping."""
+    """One call to `decode`: the canvas and its bookkeeping."""
 
     def __init__(self, model: Denoiser, config: DecodingConfig, prompts: list[Tensor], canvases: list[Canvas],
                  seeds: list[int], laid_out: bool, ends: Collection[int] = ()) -> None:
-        """`laid_out`: the canvases were given, not made of masks here."""
+        """`laid_out`: the canvases were given by the caller, not built from masks."""
         self.model, self.config = model, config
         self.mask, self.pad = model.config.mask_token_id, model.config.pad_token_id
         self.ends = torch.tensor([self.pad, *ends])
@@ -84,7 +84,7 @@ class Decoder:
         self.start = self.canvas.clone()
         self.plans = [plan_answer(self._undecided()[b], self.lengths[b], config, laid_out)
                       for b in range(len(prompts))]
-        self.at = [0] * len(prompts)  # the step of its plan that each sequence has come to
+        self.at = [0] * len(prompts)  # each sequence's current step in its plan
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.decided = torch.full_like(self.canvas, -1)
         self.confidence = torch.full(self.canvas.shape, torch.nan)
@@ -102,11 +102,11 @@ class Decoder:
         return DecodeResult(self.canvas, history, self.decided, self.confidence, self.lengths, self.passes)
 
     def _active(self) -> dict[int, Step]:
-        """The sequences that go on, and the step that each has come to."""
+        """The unfinished sequences, and the current step of each."""
         undecided = self._undecided()
         unfinished = undecided.any(1).nonzero().flatten().tolist()
         if self.config.threshold is not None or self.config.entropy_bound is not None:
-            for b in unfinished:  # a block done early leaves its steps unused
+            for b in unfinished:  # skip the steps left over from a block done early
                 while self.at[b] < len(self.plans[b]) and not undecided[b, self.plans[b][self.at[b]].places].any():
                     self.at[b] += 1
         return {b: self.plans[b][self.at[b]] for b in unfinished if self.at[b] < len(self.plans[b])}
@@ -127,7 +127,7 @@ class Decoder:
                 self._stop_early(b, step)
 
     def _scored(self, active: dict[int, Step]) -> Tensor:
-        """The masked positions [B,N] that have to be scored: all, or where no other can matter those of the block."""
+        """The masked positions [B,N] to score: all, or only the block's where no others can matter."""
         rows, undecided = torch.zeros_like(self.valid), self._undecided()
         for b, step in active.items():
             block = torch.zeros_like(rows[b])
@@ -137,7 +137,7 @@ class Decoder:
         return rows
 
     def _lottery(self, rows: Tensor, steps: dict[int, Step]) -> Tensor:
-        """The random order: each masked position of the block is drawn with the step's share, in the last one all."""
+        """Random order: draw each masked position of the block with probability `share`; all in the last step."""
         drawn = torch.zeros_like(rows)
         for b, step in steps.items():
             chance = 1.0 if step.last else step.share
@@ -146,7 +146,7 @@ class Decoder:
         return drawn
 
     def _decide(self, step: int, sequence: Tensor, position: Tensor, active: dict[int, Step]) -> None:
-        """Score the masked positions, and fix those that are chosen."""
+        """Score the masked positions, and fix the chosen ones."""
         scores = self._score(sequence, position, list(active), first=step == 0)
         self.passes += 1
         counts, where = sequence.bincount(minlength=len(self.lengths)).tolist(), []
@@ -161,12 +161,12 @@ class Decoder:
         self.layout.write(sequence, position, fixed)
 
     def _choose(self, b: int, step: Step, position: Tensor, scores: Scores, own: Tensor) -> Tensor:
-        """Which rows of sequence `b`, numbers `own` among the scores, are fixed in this step."""
+        """Which rows of sequence `b`, at indices `own` in the scores, are fixed in this step."""
         if self.config.algorithm == "random" or (
                 self.config.early_stop and bool((scores.tokens[own] == self.pad).all())):
             return torch.arange(len(own))
         inside = (position >= step.start) & (position < step.stop)
-        # Masks that were not scored keep their places, so that equals are ordered as if they had been.
+        # Masks that were not scored keep their places, so that ties are ordered as if they had been.
         masks = self._undecided()[b].nonzero().flatten()
         before, after = int((masks < position[0]).sum()), int((masks > position[-1]).sum())
         sure, entropy = scores.sure[own], None if scores.entropy is None else scores.entropy[own]
@@ -190,8 +190,8 @@ class Decoder:
         return filters.score(logits, uniform, config, head.full, position)
 
     def _uniform(self, sequence: Tensor, position: Tensor) -> Tensor:
-        """Random numbers in 0..1 of the positions. A sequence draws for all of its masks, also where a block is scored
-        alone, so that what is drawn does not depend on what is saved."""
+        """Random numbers in 0..1 for the positions. A sequence draws for all its masks even if only a block is scored,
+        so that scoring less does not change the draws."""
         noise, drawn = torch.zeros(self.canvas.shape), torch.zeros_like(self.valid)
         drawn[sequence, position] = True
         for b in sequence.unique().tolist():
@@ -200,7 +200,7 @@ class Decoder:
         return noise[sequence, position]
 
     def _stop_early(self, b: int, step: int) -> None:
-        """Fill what nobody will read of sequence `b` with pads."""
+        """Fill the positions of sequence `b` that nobody will read with pads."""
         masked = self._undecided()[b]
         if masked.any() and finished(self.canvas[b], masked, self.given[b], self.ends):
             self.canvas[b, masked], self.decided[b, masked] = self.pad, step
@@ -208,7 +208,7 @@ class Decoder:
 
 def starting_canvases(config: DecodingConfig, mask: int, batch: int, canvas: Canvas | Sequence[Canvas] | None,
                       lengths: int | Sequence[int] | None) -> list[Canvas]:
-    """One canvas for each of `batch` prompts, from what `decode` was given. Raises `ConfigError` where that fails."""
+    """One canvas for each of `batch` prompts, from the arguments of `decode`. Raises `ConfigError` if that fails."""
     if canvas is not None:
         canvases = [canvas] * batch if isinstance(canvas, Canvas) else list(canvas)
     else:
@@ -225,7 +225,7 @@ def starting_canvases(config: DecodingConfig, mask: int, batch: int, canvas: Can
 
 
 def prefill(canvas: Tensor, lengths: Sequence[int], config: DecodingConfig) -> None:
-    """Special-token pre-infilling (section 3.4) into `canvas` [B,N], at the place cut in float32 as released."""
+    """Special-token pre-infilling (section 3.4) of `canvas` [B,N], its place truncated in float32 as in the release."""
     for b, length in enumerate(lengths):
         for fraction, token in config.prefill.items():
             canvas[b, int(torch.tensor(fraction) * length)] = token
@@ -234,8 +234,8 @@ def prefill(canvas: Tensor, lengths: Sequence[int], config: DecodingConfig) -> N
 def plan_answer(undecided: Tensor, length: int, config: DecodingConfig, laid_out: bool) -> list[Step]:
     """The steps of one answer of `length` tokens, masked where `undecided` bool [N].
 
-    Blocks of a laid-out canvas count its masks, wherever they lie; blocks of an all-masked one are places, also where a
-    token was pre-filled, as released.
+    Blocks of a laid-out canvas count its masks, wherever they lie; blocks of an all-masked one count positions,
+    pre-filled ones included, as in the release.
     """
     places = undecided.nonzero().flatten().tolist()
     if not places:

@@ -1,4 +1,4 @@
-"""What a cache of keys and values costs: how far its answers go from those without one."""
+"""What a key-value cache costs: how far its answers drift from those without one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from omnidiff_lite.diffusion.settings import DecodingConfig
 
 @dataclass
 class Drift:
-    """`tokens`: share of decided tokens that came out differently. `logits`: the largest difference of a logit from
+    """`tokens`: share of decided tokens that came out differently. `logits`: the largest difference between a logit and
     that of a full pass over the same canvas; `typical`: the mean over passes of their largest difference."""
 
     tokens: float
@@ -26,9 +26,9 @@ class Drift:
 
 @torch.no_grad()
 def drift(model: Denoiser, prompt_ids: Any, config: DecodingConfig, **call: Any) -> Drift:
-    """Decode with `config.cache`, running each pass in full beside it, and once more without; `call` as `decode`'s.
+    """Decode with `config.cache`, also running each pass in full, then once more without it; `call` as for `decode`.
 
-    Raises `ConfigError` where the settings have no cache.
+    Raises `ConfigError` if the settings have no cache.
     """
     if config.cache == "none":
         raise ConfigError("drift compares a cache with none: set cache to 'prefix' or 'dual'")

@@ -1,8 +1,8 @@
 """What happens to the logits of masked positions: filters, penalties, the candidate and its confidence.
 
-All work on rows [M,V], one for each masked position of a batch, V the whole vocabulary or the ids that may occur, and
-are applied in the order of this file (generation_utils.py:59-117 of the released code). Rows are float32 whatever the
-denoiser computes in: half precision has so few numbers that ties would decide.
+All work on rows [M,V], one per masked position in a batch, where V is the whole vocabulary or the ids that may occur,
+and are applied in the order of this file (generation_utils.py:59-117 of the released code). Rows are float32 whatever
+the denoiser computes in: half precision has so few numbers that ties would decide.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from omnidiff_lite.diffusion.settings import DecodingConfig
 
 LIKELY = 128  # ids that `keep_top_p` looks at first
-DROPPED = torch.finfo(torch.float32).min  # as released: the lowest finite number, so that a row never becomes NaN
+DROPPED = torch.finfo(torch.float32).min  # as in the release: the lowest finite number, so no row becomes NaN
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the likeliest tokens of each row [M,V] until their mass exceeds `p`; the one that crosses stays.
+    """Keep the likeliest tokens of each row [M,V] until their mass exceeds `p`; the one that crosses it stays.
 
-    The likeliest `LIKELY` are looked at first: mostly they hold that mass, and sorting a whole vocabulary, which takes
-    longer than a small denoiser, can be left out. Rows too flat for that are sorted.
+    The likeliest `LIKELY` are checked first: they usually hold that mass, which saves sorting the whole vocabulary,
+    slower than a small denoiser. Rows too flat for that are sorted.
     """
     total = logits.logsumexp(-1, keepdim=True)
     dropped = torch.ones_like(logits, dtype=torch.bool)
@@ -44,39 +44,39 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 
 
 def _before(mass: Tensor) -> Tensor:
-    """The mass in front of each token, of that up to and with it."""
+    """The mass before each token, from the cumulative mass that includes it."""
     return torch.cat([torch.zeros_like(mass[:, :1]), mass[:, :-1]], dim=-1)
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Drop what is strictly below the k-th largest logit of the row."""
+    """Drop everything strictly below the row's k-th largest logit."""
     kth = logits.topk(min(k, logits.shape[-1]), dim=-1).values[..., -1:]
     return logits.masked_fill(logits < kth, DROPPED)
 
 
 def penalise(logits: Tensor, factor: Tensor | float) -> Tensor:
-    """Push logits down by a factor > 1 whatever their sign: negative ones times it, others divided by it."""
+    """Lower logits by a factor > 1 whatever their sign: multiply negative ones by it, divide others."""
     return torch.where(logits < 0, logits * factor, logits / factor)
 
 
 def repetition_penalty(logits: Tensor, generated: Tensor, factor: float) -> Tensor:
-    """Penalise once each id in `generated` [M,K]; -1 says nothing."""
-    some = generated.amax(-1, keepdim=True)  # an id of the row takes the place of -1: penalised twice is once
+    """Penalise each id in `generated` [M,K] once; -1 is ignored."""
+    some = generated.amax(-1, keepdim=True)  # an id of the row replaces -1: penalising it twice has the same effect
     index = torch.where(generated < 0, some, generated).clamp_min(0)
     values = logits.gather(-1, index)
     return logits.scatter(-1, index, torch.where(some >= 0, penalise(values, factor), values))
 
 
 def said(canvas: Tensor, drawn: Tensor) -> Tensor:
-    """The ids [B,N] of `canvas` where `drawn`, else -1; also for id 0, which is never penalised, as released."""
+    """The ids [B,N] of `canvas` where `drawn`, else -1; also -1 for id 0, never penalised, as in the release."""
     return canvas.masked_fill(~drawn | (canvas == 0), -1)
 
 
 def filtered(logits: Tensor, config: DecodingConfig, allowed: Tensor | None, said: Tensor | None) -> Tensor:
-    """What `config` asks for of the above: allowed ids, temperature, top-p, top-k, repetition penalty, in this order.
+    """Apply what `config` sets of these: allowed ids, temperature, top-p, top-k, repetition penalty, in this order.
 
-    `allowed` bool [M,V]: which ids a row may become, None: any. `said` [M,K]: the ids that it decoded already, -1 where
-    there is none. Both may lie on another device.
+    `allowed` bool [M,V]: which ids a row may become, None: any. `said` [M,K]: the ids already decoded in its sequence,
+    -1 for none. Both may be on another device.
     """
     if allowed is not None:
         logits = logits.masked_fill(~allowed.to(logits.device), -torch.inf)
@@ -94,7 +94,7 @@ def filtered(logits: Tensor, config: DecodingConfig, allowed: Tensor | None, sai
 def ramp_penalty(logits: Tensor, rank: Tensor, rows: Tensor, largest: float, free: int) -> Tensor:
     """Released position penalty: row `free` + j of the n still masked is divided by 1 + (largest - 1) j / (n - free).
 
-    `rank` [M]: number of the row among its sequence's masked ones; `rows` [M]: their number n. None while n <= free.
+    `rank` [M]: the row's index among its sequence's masked ones; `rows` [M]: their count n. No penalty while n <= free.
     """
     slope = (rank - free).clamp_min(0) / (rows - free).clamp_min(1)
     return penalise(logits, torch.where(rows > free, 1 + (largest - 1) * slope, 1.0)[:, None])
@@ -109,7 +109,7 @@ def fixed_penalty(logits: Tensor, position: Tensor, rows: Tensor, gamma: float, 
 
 
 def position_penalty(logits: Tensor, sequence: Tensor, position: Tensor, config: DecodingConfig) -> Tensor:
-    """The position penalty that `config` names, on rows of `sequence` [M] (ascending) at answer `position` [M]."""
+    """The position penalty set in `config`, on rows of `sequence` [M] (ascending) at answer `position` [M]."""
     counts = sequence.bincount()
     if int(counts.max()) <= config.position_free:
         return logits
@@ -123,7 +123,7 @@ def position_penalty(logits: Tensor, sequence: Tensor, position: Tensor, config:
 
 @dataclass
 class Scores:
-    """Of each row [M], on the CPU: the candidate's id, how sure it is, and the entropy in nats where asked for."""
+    """For each row [M], on the CPU: the candidate's id, its confidence, and the entropy in nats if needed."""
 
     tokens: Tensor
     sure: Tensor
@@ -134,7 +134,7 @@ def score(logits: Tensor, uniform: Tensor | None, config: DecodingConfig,
           name: Callable[[Tensor], Tensor] = Tensor.cpu, position: Tensor | None = None) -> Scores:
     """Candidate and confidence of filtered rows. `uniform` [M] in 0..1: where to draw, None: the likeliest token.
 
-    `name`: columns -> ids on the CPU, where the columns are no ids. `position` [M]: places in the answer.
+    `name`: columns -> ids on the CPU, if the columns are not ids. `position` [M]: places in the answer.
     """
     probabilities = logits.softmax(-1)
     tokens = probabilities.argmax(-1) if uniform is None else draw(probabilities, uniform.to(logits.device))
@@ -146,10 +146,10 @@ def score(logits: Tensor, uniform: Tensor | None, config: DecodingConfig,
 
 
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """One token a row by inverting the distribution function at `uniform` [M] in 0..1."""
+    """One token per row, by inverting the distribution function at `uniform` [M] in 0..1."""
     mass = probabilities.cumsum(-1)
     token = torch.searchsorted(mass, uniform[:, None] * mass[:, -1:], right=True).squeeze(-1)
-    # At a rounding edge the search may end beyond, or on a token of no mass: then the likeliest.
+    # At a rounding edge the search may end past the last token, or on one with no mass: then take the likeliest.
     token = token.clamp_max(probabilities.shape[-1] - 1)
     empty = probabilities.gather(-1, token[:, None]).squeeze(-1) == 0
     return torch.where(empty, probabilities.argmax(-1), token)
@@ -162,10 +162,10 @@ ORDERS: dict[str, Order] = {}
 
 
 def order(name: str) -> Callable[[Order], Order]:
-    """Register an order of decoding: `DecodingConfig(algorithm=name)` then decodes by it.
+    """Register a decoding order: `DecodingConfig(algorithm=name)` then decodes by it.
 
-    The decorated function says how sure each masked position is, higher = decided earlier, [M]: from its filtered and
-    penalised distribution [M,V], its candidate [M] and its place in the answer [M].
+    The decorated function gives the confidence of each masked position, higher = decided earlier, [M]: from its
+    filtered and penalised distribution [M,V], its candidate [M] and its place in the answer [M].
     """
     def register(function: Order) -> Order:
         ORDERS[name] = function
@@ -174,7 +174,7 @@ def order(name: str) -> Callable[[Order], Order]:
 
 
 @order("confidence")
-@order("random")  # the decoder itself draws who comes next
+@order("random")  # the decoder itself draws which positions come next
 def likeliest(probabilities: Tensor, tokens: Tensor, position: Tensor) -> Tensor:
     """The candidate's probability."""
     return probabilities.gather(-1, tokens[:, None]).squeeze(-1)
@@ -182,7 +182,7 @@ def likeliest(probabilities: Tensor, tokens: Tensor, position: Tensor) -> Tensor
 
 @order("margin")
 def margin(probabilities: Tensor, tokens: Tensor, position: Tensor) -> Tensor:
-    """The first probability minus the second."""
+    """The largest probability minus the second largest."""
     best = probabilities.topk(min(2, probabilities.shape[-1]), dim=-1).values
     return best[:, 0] - best[:, 1:].sum(-1)
 
@@ -194,6 +194,6 @@ def negative_entropy(probabilities: Tensor, tokens: Tensor, position: Tensor) ->
 
 
 def confidence(probabilities: Tensor, tokens: Tensor, algorithm: str, position: Tensor | None = None) -> Tensor:
-    """How sure each row is by the order `algorithm`, [M]; `position` [M]: its place in the answer (default: in turn)."""
+    """The confidence of each row by the order `algorithm`, [M]; `position` [M]: its answer place (default: 0..M-1)."""
     position = torch.arange(len(tokens)) if position is None else position
     return ORDERS[algorithm](probabilities, tokens, position.to(tokens.device))

@@ -1,8 +1,8 @@
-"""The output head over the ids that may occur: a picture's positions can hold no words, so none are scored.
+"""The output head over only the ids that may occur: a picture's positions cannot hold words, so none are scored.
 
-At 176k ids the head and what sorts its logits take longer than a small denoiser. With image positions 8k ids are left.
-Ids keep their order among themselves, so that a draw by inverting the distribution function falls on the same token as
-over the whole vocabulary.
+At 176k ids, the head and the sorting of its logits take longer than a small denoiser. At image positions 8k ids remain.
+Ids keep their relative order, so that a draw by inverting the distribution function gives the same token as over the
+whole vocabulary.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch.nn.functional import linear
 
 from omnidiff_lite.backbone import Denoiser
 
-MOST = 0.5  # a copy of more than this share of the head's rows saves too little to be worth its memory
+MOST = 0.5  # copying more than this share of the head's rows saves too little to be worth the memory
 
 
 @dataclass
 class LocalHead:
-    """The head's rows of some ids.
+    """The head's rows for some ids.
 
-    `ids` [U] ascending, None: all V of them. `weight` [U,H], None: the model's own head. `table` bool [G,U]: what each
-    group of positions may become, None: all of the ids. `inverse` [V]: place of an id among `ids`, else -1.
+    `ids` [U] ascending, None: all V. `weight` [U,H], None: the model's own head. `table` bool [G,U]: what each group of
+    positions may become, None: any of the ids. `inverse` [V]: an id's place in `ids`, else -1.
     """
 
     ids: Tensor | None = None
@@ -32,7 +32,7 @@ class LocalHead:
     inverse: Tensor | None = None
 
     def local(self, ids: Tensor) -> Tensor:
-        """Ids -> their places; -1 where there is none, and for -1."""
+        """Ids -> their places; -1 for an id without one, and for -1."""
         return ids if self.inverse is None else self.inverse[ids.clamp_min(0)].masked_fill(ids < 0, -1)
 
     def full(self, places: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class LocalHead:
 
 
 class Head:
-    """Which part of the head the rows at hand need. Slices are made once for each combination of groups."""
+    """Selects the part of the head that the current rows need. Slices are made once per combination of groups."""
 
     def __init__(self, model: Denoiser, allowed: tuple[Tensor, Tensor] | None, kind: str) -> None:
         """`allowed`: table [G,V] and group [B,N] of `allowed_table`. `kind`: "allowed", or "full" for all ids."""
@@ -51,7 +51,7 @@ class Head:
         self.made: dict[tuple[int, ...], LocalHead] = {}
 
     def at(self, sequence: Tensor, position: Tensor) -> tuple[LocalHead, Tensor | None]:
-        """The head for the rows `sequence`, `position` [M]; and bool [M,U] of what each may become, None: any id."""
+        """The head for the rows `sequence`, `position` [M]; and bool [M,U], what each may become, None: any id."""
         if self.table is None:
             return self.made.setdefault((), LocalHead()), None
         group = self.group[sequence, position]
@@ -63,10 +63,10 @@ class Head:
 
     def _make(self, groups: list[int]) -> LocalHead:
         rows, head = self.table[groups], self.model.lm_head
-        one = isinstance(head, nn.Linear)  # heads by modality are no one matrix
+        one = isinstance(head, nn.Linear)  # per-modality heads are not a single matrix
         ids = rows.any(0).nonzero().flatten()
         first, last, count = int(ids[0]), int(ids[-1]), len(ids)
-        run = last - first + 1 == count  # a view, no copy
+        run = last - first + 1 == count  # contiguous: a view, no copy
         if self.full or not one or head.weight.is_meta or not (run or count <= MOST * self.table.shape[1]):
             return LocalHead(table=None if rows.all() else self.table)
         inverse = torch.full((self.table.shape[1],), -1)

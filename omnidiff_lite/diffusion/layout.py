@@ -1,4 +1,4 @@
-"""How prompts and canvases of a batch, guided or not, become the denoiser's input; and where their answers are read."""
+"""How a batch's prompts and canvases, guided or not, become the denoiser's input; and where their answers are read."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from omnidiff_lite.diffusion.settings import DecodingConfig
 class Layout:
     """Where prompts and answers lie in the model's input, and at which column each token is predicted.
 
-    Prompts end and answers begin at column `left` in every row, so rows are padded on both sides. With guidance the
-    unconditional rows follow the conditional ones.
+    In every row the prompt ends and the answer begins at column `left`, so rows are padded on both sides. With
+    guidance, the unconditional rows follow the conditional ones.
     """
 
     def __init__(self, model: Denoiser, config: DecodingConfig, prompts: list[Tensor], valid: Tensor) -> None:
@@ -40,8 +40,8 @@ class Layout:
         for row, prompt in enumerate(rows):
             self.embeds[row, first[row]:starts[row]] = prompt
         self.first, self.starts, self.inside = first, starts, inside
-        self.masked = torch.zeros_like(inside)  # answer places that are undecided
-        self.rows = self.compact = torch.arange(len(rows))  # rows still run; and where among them each row is
+        self.masked = torch.zeros_like(inside)  # undecided answer positions
+        self.rows = self.compact = torch.arange(len(rows))  # rows still run; and each row's index among them
         self.segments = None if inside.all() else torch.where(inside, 0, PADDING).to(device)
         self.positions = None if inside.all() else (column - first[:, None]).clamp_min(0).to(device)
 
@@ -54,7 +54,7 @@ class Layout:
         return sizes
 
     def write(self, sequence: Tensor, place: Tensor, ids: Tensor) -> None:
-        """Put `ids` [M] at answer `place` [M] of `sequence` [M]: nothing but what changes is embedded again."""
+        """Put `ids` [M] at answer `place` [M] of `sequence` [M]: only what changes is embedded again."""
         embedded = self.model.embed(ids.to(self.embeds.device)).to(self.embeds.dtype)
         for side in range(1 + self.guided):
             row = sequence + side * self.batch
@@ -65,7 +65,7 @@ class Layout:
         self.embeds[row, column] = embedded
 
     def hidden(self, sequence: Tensor, position: Tensor, active: list[int]) -> list[Tensor]:
-        """Final hidden states [M,H] that predict answer `position` [M] of `sequence` [M]; guided: of both sides.
+        """Final hidden states [M,H] that predict answer `position` [M] of `sequence` [M]; guided: for both sides.
 
         Only `active` sequences are run; one that is left out never comes back.
         """
@@ -73,12 +73,12 @@ class Layout:
             self._narrow(torch.tensor(active + [self.batch + b for b in active] * self.guided))
         row = torch.cat([sequence + side * self.batch for side in range(1 + self.guided)])
         place = position.repeat(1 + self.guided)
-        # Shifted: a token is predicted at the position before it; the very first of all, at its own.
+        # Shifted: a token is predicted at the position before it; the very first one, at its own.
         column = torch.maximum(self.left + place - 1, self.first[row])
         return list(self._run(self.compact[row], column, self.starts[row] + place).split(len(sequence)))
 
     def _narrow(self, rows: Tensor) -> None:
-        """Go on with these rows alone."""
+        """Continue with these rows only."""
         kept = self.compact[rows].to(self.embeds.device)
         self.embeds = self.embeds[kept]
         self.segments = None if self.segments is None else self.segments[kept]
@@ -87,12 +87,12 @@ class Layout:
         self.compact[rows] = torch.arange(len(rows))
 
     def _run(self, row: Tensor, column: Tensor, own: Tensor) -> Tensor:
-        """Hidden states [M,H] at `row`, `column` [M] of what is laid out; `own` [M]: where the predicted tokens lie."""
+        """Hidden states [M,H] at `row`, `column` [M] of the layout; `own` [M]: the predicted tokens' own columns."""
         return self.model(inputs_embeds=self.embeds, hidden_only=True, segment_ids=self.segments,
                           position_ids=self.positions, masked_share=self.masked_share()).hidden[row, column]
 
     def masked_share(self) -> Tensor:
-        """Of the answer of each row still run the share that is masked, at its columns, and -1 elsewhere: [R,L]."""
+        """The masked share of the answer of each row still run, at the answer's columns; -1 elsewhere: [R,L]."""
         lengths, column = self.valid.sum(1).repeat(1 + self.guided)[:, None], torch.arange(self.masked.shape[1])
         own = (column >= self.starts[:, None]) & (column < self.starts[:, None] + lengths)
         shares = self.masked.sum(1, keepdim=True) / lengths
@@ -116,8 +116,7 @@ def _rows(ids: Any) -> list[Tensor]:
 
 
 def guidance_prompts(config: DecodingConfig, batch: int) -> list[Tensor]:
-    """The unconditional prompt [n] of each of `batch` sequences. Raises `ConfigError` where neither one
-    nor `batch` are given."""
+    """The unconditional prompt [n] of each of `batch` sequences. Raises `ConfigError` unless 1 or `batch` are given."""
     rows = _rows(config.guidance_prompt_ids)
     if len(rows) not in (1, batch):
         raise ConfigError(f"guidance_prompt_ids: {len(rows)} prompts for {batch} sequences; give one, or one for each")

@@ -12,11 +12,11 @@ from omnidiff_lite.chat import IGNORE
 
 
 def scored_positions(labels: Tensor, mask: Tensor | None = None, shift: bool = True) -> tuple[Tensor, Tensor]:
-    """Where logits are needed, and what they should say: (bool [B,L], targets [M] in row-major order).
+    """Where logits are needed, and their targets: (bool [B,L], targets [M] in row-major order).
 
-    A label counts where it is not -100 and, given `mask` [B,L], where the input was masked. With `shift` label j is
-    scored with the logits of j-1 (ForCausalLMLoss in the released code; the label of position 0 cannot be scored).
-    `model(ids, logits_positions=positions).logits` then has the targets' order, and the vocabulary projection, most
+    A label counts if it is not -100 and, given `mask` [B,L], if its input was masked. With `shift`, label j is scored
+    with the logits of j-1 (ForCausalLMLoss in the released code; the label of position 0 cannot be scored).
+    `model(ids, logits_positions=positions).logits` is then in the targets' order, and the vocabulary projection, most
     of the work at 176,264 ids, is done for scored positions only.
     """
     chosen = labels != IGNORE if mask is None else (labels != IGNORE) & mask
@@ -27,7 +27,7 @@ def scored_positions(labels: Tensor, mask: Tensor | None = None, shift: bool = T
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """-log p(target) of each row, float32 [M]: logits [M,V], targets [M]. Group them to log a loss per task."""
+    """-log p(target) of each row, float32 [M], from logits [M,V] and targets [M]. Group them to log a loss per task."""
     return F.cross_entropy(logits.float(), targets, reduction="none")
 
 
@@ -35,9 +35,9 @@ def masked_cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor | None = N
                          reduction: Literal["mean", "sum", "none"] = "mean") -> Tensor:
     """Cross-entropy of the masked answer tokens: logits [B,L,V], labels [B,L] (-100 = not scored), mask [B,L].
 
-    "sum" is equation 1, "mean" over the scored tokens is the released code, "none" gives float32 [B,L] with the loss
-    of each token at its own place and 0 elsewhere. Without 1/t weight in all (the paper has none; training can
-    take `corruption.bound_weight`). Rows without any scored token give 0, not NaN.
+    "sum" is equation 1, "mean" over the scored tokens is the released code, "none" gives float32 [B,L] with each
+    token's loss at its own position and 0 elsewhere. None has a 1/t weight (nor has the paper; training can use
+    `corruption.bound_weight`). Rows without any scored token give 0, not NaN.
     """
     positions, targets = scored_positions(labels, mask, shift)
     losses = token_losses(logits[positions], targets)

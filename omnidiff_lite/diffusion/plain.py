@@ -1,9 +1,9 @@
-"""The released sampler step by step, without any saving: to be read, and to be measured against.
+"""The released sampler step by step, without any optimisation: a reference for reading and for measurements.
 
-One answer after the other; in each step everything is embedded, the output head runs over all ids at all positions, and
-whole rows are sorted (generation_utils.py:418-620 of the released code). What the kit adds to the release, unequal
-batches, the aligned guidance, the fixed penalty, allowed ids and seeded draws, is here in its plainest form too.
-`decoding.decode` gives the same canvases sooner.
+One answer after another; each step embeds everything, runs the output head over all ids at all positions, and sorts
+whole rows (generation_utils.py:418-620 of the released code). The kit's additions to the release (unequal batches,
+aligned guidance, the fixed penalty, allowed ids and seeded draws) are here in their plainest form too.
+`decoding.decode` gives the same canvases faster.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def decode_plain(model: Denoiser, prompt_ids: Tensor | Sequence[Any] | None, con
                  prompt_embeds: Tensor | Sequence[Tensor] | None = None,
                  canvas: Canvas | Sequence[Canvas] | None = None, lengths: int | Sequence[int] | None = None,
                  seeds: Sequence[int] | None = None, ends: Collection[int] = ()) -> DecodeResult:
-    """What `decoding.decode` gives to the same arguments. `config.head` and `ends` change nothing here.
+    """What `decoding.decode` returns for the same arguments. `config.head` and `ends` have no effect here.
 
-    Raises `ConfigError` for what is no part of the released sampler: caches, thresholds, entropy bounds, early stops.
+    Raises `ConfigError` for what the released sampler does not have: caches, thresholds, entropy bounds, early stops.
     """
     if config.cache != "none" or config.threshold is not None or config.entropy_bound is not None or config.early_stop:
         raise ConfigError("the plain decoder has no cache, threshold, entropy_bound or early_stop: use decode")
@@ -64,7 +64,7 @@ def _decode_one(model: Denoiser, config: DecodingConfig, prompt: Tensor, blank: 
         if not (x == mask).any():
             break
         rows = x == mask
-        if config.algorithm == "random":  # the release draws the positions first, and scores them alone
+        if config.algorithm == "random":  # the release draws the positions first, and scores only those
             rows &= _lottery(step, len(x), generator)
         rows = rows.nonzero().flatten()
         if len(rows):
@@ -84,7 +84,7 @@ def _decode_one(model: Denoiser, config: DecodingConfig, prompt: Tensor, blank: 
 
 
 def _logits(model: Denoiser, config: DecodingConfig, prompt: Tensor, blank: Tensor | None, x: Tensor) -> Tensor:
-    """Logits [N,V] of the answer `x` [N], of all positions and ids, guided and shifted; on the CPU or the GPU."""
+    """Logits [N,V] of the answer `x` [N], for all positions and ids, guided and shifted; on the CPU or the GPU."""
     answer = model.embed(x.to(model.device)).to(prompt.dtype)
     whole = torch.cat([prompt, answer])
     logits = _scored(model, whole, len(prompt), x)
@@ -98,21 +98,21 @@ def _logits(model: Denoiser, config: DecodingConfig, prompt: Tensor, blank: Tens
     if len(blank) > len(prompt):
         raise ConfigError(f"released guidance needs a prompt at least as long as the unconditional one "
                           f"({len(prompt)} < {len(blank)} tokens); use guidance_alignment='aligned'")
-    zeros = other.new_zeros(len(whole) - len(other), other.shape[1])  # at the end, seen by all
+    zeros = other.new_zeros(len(whole) - len(other), other.shape[1])  # at the end, seen by every position
     filled = torch.cat([other, zeros])
     unconditional = _scored(model, filled, len(blank), x)
     return _shifted(unconditional + (config.guidance_scale + 1) * (logits - unconditional), len(prompt), len(x))
 
 
 def _scored(model: Denoiser, embeds: Tensor, prompt: int, x: Tensor) -> Tensor:
-    """Logits [L,V] of `embeds` [L,H], where the answer `x` follows `prompt` tokens and is masked to some share."""
+    """Logits [L,V] of `embeds` [L,H], where the partly masked answer `x` follows `prompt` tokens."""
     share = torch.full((1, len(embeds)), NO_ANSWER, device=model.device)
     share[0, prompt:prompt + len(x)] = (x == model.config.mask_token_id).sum() / len(x)
     return model(inputs_embeds=embeds[None], masked_share=share).logits[0]
 
 
 def _shifted(logits: Tensor, prompt: int, length: int) -> Tensor:
-    """The logits used for a position are those of the one before it; the very first keeps its own."""
+    """For each position, the logits of the one before it; the very first keeps its own."""
     return torch.cat([logits[:1], logits[:-1]])[prompt:prompt + length]
 
 
@@ -147,7 +147,8 @@ def _penalised(values: Tensor, factor: float) -> Tensor:
 
 
 def _position_factor(rank: int, row: int, masked: int, config: DecodingConfig) -> float:
-    """Of the `rank`-th of `masked` masks, at position `row`: a ramp over ranks, or one factor beyond a position."""
+    """The factor for the `rank`-th of `masked` masks, at position `row`: a ramp over ranks, or one factor from a
+    position onward."""
     if config.position_penalty == 1 or masked <= config.position_free:
         return 1.0
     if config.position_penalty_mode == "fixed":
@@ -179,14 +180,14 @@ def _candidates(probabilities: Tensor, config: DecodingConfig, generator: torch.
 
 
 def _lottery(step: Step, length: int, generator: torch.Generator) -> Tensor:
-    """Random order: each position of the block with the step's share, in its last step all."""
+    """Random order: draw each position of the block with probability `share`; all in its last step."""
     luck = torch.rand(length, generator=generator) < (1.0 if step.last else step.share)
     place = torch.arange(length)
     return luck & (place >= step.start) & (place < step.stop)
 
 
 def _choose(sure: Tensor, rows: Tensor, step: Step, config: DecodingConfig, generator: torch.Generator) -> Tensor:
-    """The surest rows of the block, as many as the step fixes."""
+    """The most confident rows of the block, as many as the step fixes."""
     if config.algorithm == "random":
         return torch.arange(len(rows))
     inside = (rows >= step.start) & (rows < step.stop)
@@ -198,7 +199,7 @@ def _choose(sure: Tensor, rows: Tensor, step: Step, config: DecodingConfig, gene
 
 
 def _joined(answers: list[DecodeResult], pad: int) -> DecodeResult:
-    """Answers one by one -> a batch; an answer that is over stays as it is."""
+    """Single answers -> a batch; in the history, a finished answer stays as it is."""
     def together(parts: list[Tensor], filler: float) -> Tensor:
         return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=filler)
 

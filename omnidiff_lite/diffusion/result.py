@@ -1,4 +1,4 @@
-"""What decoding gives back: the answers, and how they came about."""
+"""What decoding returns: the answers, and how they came about."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 class DecodeResult:
     """Decoded answers, and how they came about; all on the CPU.
 
-    `ids` [B,N]: the answers alone, the pad id beyond each one's own `lengths`. A position whose candidate was the
-    mask id itself stays masked, as released. `history`: the canvas [B,N] after each step. `decided` [B,N]: the step
-    that fixed a position, -1 = there from the start, or never. `confidence` [B,N]: how sure it was then, else NaN.
-    `passes`: how often the denoiser was run; both sides of guidance are one pass.
+    `ids` [B,N]: the answers only, with the pad id beyond each one's own `lengths`. A position whose candidate was the
+    mask id itself stays masked, as in the release. `history`: the canvas [B,N] after each step. `decided` [B,N]: the
+    step that fixed a position, -1 = given at the start, or never fixed. `confidence` [B,N]: the confidence at that
+    step, else NaN. `passes`: how often the denoiser was run; both sides of guidance count as one pass.
     """
 
     ids: Tensor
@@ -28,7 +28,7 @@ class DecodeResult:
 
 
 class History(Sequence[Tensor]):
-    """The canvas [B,N] after each step, made when it is looked at: a position, once fixed, never changes again."""
+    """The canvas [B,N] after each step, built on access: a position, once fixed, never changes again."""
 
     def __init__(self, start: Tensor, ids: Tensor, decided: Tensor, steps: int) -> None:
         """`start` [B,N]: the canvas before the first step; `ids`, `decided`: those of the result."""

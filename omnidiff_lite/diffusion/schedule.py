@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True)
 class Step:
-    """One step in the block [start, stop) of the answer: fix `share` of its masks, or all in its `last` step."""
+    """One step in the block [start, stop) of the answer: fix `share` of its masks, or all if it is the `last` step."""
 
     start: int
     stop: int
@@ -23,20 +23,20 @@ class Step:
         return slice(self.start, self.stop)
 
     def count(self, masks: int) -> int:
-        """Tokens to fix of `masks` in the block: cut in float32 as released, at least 1."""
+        """How many of the block's `masks` to fix: truncated in float32, as in the release, and at least 1."""
         return max(masks if self.last else int(np.float32(masks) * np.float32(self.share)), 1)
 
 
 def plan(length: int, masks: int, steps: int, eps: float = 1e-3, block_length: int | None = None,
          spread: bool = False, schedule: str = "linear") -> list[Step]:
-    """All steps of one answer of `length` tokens, of which `masks` are undecided at the start.
+    """All steps of one answer of `length` tokens, `masks` of which are undecided at the start.
 
     Time runs in equal strides from 1 to `eps` within each block; a stride from t to s fixes the share 1 - s/t of what
-    is left, so about equally many tokens in each step. Blocks get their proportional part of `steps`: cut in float32 as
-    released, which loses what is left over and may leave a block masked; or, to `spread`, such that all of them are
-    taken, and at least one in each block. As many blocks are visited as `masks` fill. `schedule` "cosine": time is the
-    cosine of a quarter turn in equal strides (MaskGIT), so that few tokens are fixed while little is known, and many
-    at the end.
+    is left, so each step fixes about the same number of tokens. Blocks get their proportional part of `steps`:
+    truncated in float32, as in the release, which loses the remainder and may leave a block masked; or, with `spread`,
+    so that all steps are used, and at least one in each block. As many blocks are visited as `masks` fill. `schedule`
+    "cosine": time is the cosine of a quarter turn in equal strides (MaskGIT), so that few tokens are fixed while little
+    is known, and many at the end.
     """
     block = length if block_length is None else block_length
     steps = min(steps, length)

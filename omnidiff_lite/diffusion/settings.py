@@ -1,4 +1,4 @@
-"""Every knob of decoding, and each task's settings in the paper and in the released code."""
+"""Every decoding knob, and each task's settings in the paper and in the released code."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ class DecodingConfig:
     """How a canvas of masks becomes an answer. Raises `ConfigError` for a value out of range."""
 
     length: int | None = None  # masks at the start; None: the caller gives lengths or a canvas
-    steps: int | float | None = None  # a count; or a share of the length, up to 1.0; None: one step a token
+    steps: int | float | None = None  # a count; or a share of the length, up to 1.0; None: one step per token
     algorithm: str = "entropy"  # which positions come first: an order of `filters.ORDERS`
     temperature: float = 0.0  # 0 = the likeliest token
     top_p: float | None = None
     top_k: int | None = None
     eps: float = 1e-3  # where time ends
-    repetition_penalty: float = 1.0  # on ids decoded already; 1 = off
+    repetition_penalty: float = 1.0  # on ids already decoded; 1 = off
     position_penalty: float = 1.0  # "ramp": largest divisor (released 2.0); "fixed": the factor (paper 0.5); 1 = off
     position_penalty_mode: Literal["ramp", "fixed"] = "ramp"
-    position_free: int = 100  # the first masks, never penalised; with no more than these left nothing is
+    position_free: int = 100  # the first masks, never penalised; with no more than this many left, none are
     prefill: Mapping[float, int] = field(default_factory=dict)  # place, as a fraction of the length -> token id
-    guidance_scale: float = 1.0  # "aligned": 1 = off; "released": the scale is one more, 0 = off
+    guidance_scale: float = 1.0  # "aligned": 1 = off; "released": the weight is one more, so 0 = off
     guidance_prompt_ids: Any = None  # unconditional prompt: ids [U], or one such list per sequence; None = no guidance
     guidance_alignment: Literal["aligned", "released"] = "aligned"
     block_length: int | None = None  # decode block after block, left to right; None: all at once
     allowed_ids: Any = None  # ids for every position, or {modality of a canvas span: ids}
-    threshold: float | None = None  # also fix whatever is at least this sure, beyond the schedule
-    entropy_bound: float | None = None  # also fix the surest whose entropies but the largest sum to this many nats
-    confidence_temperature: float = 0.0  # noise on the order; 0 = the surest first (released alg_temp)
-    schedule: Literal["linear", "cosine"] = "linear"  # tokens per step: equally many, or few at first
-    early_stop: bool = False  # an answer is over when all that is masked lies behind an end, or would become pads
-    head: Literal["allowed", "full"] = "allowed"  # score the ids that may occur, or all: the same answer, later
-    cache: Literal["none", "prefix", "dual"] = "none"  # keys and values kept: the prompt's; those of decided tokens too
-    cache_refresh: int = 4  # steps from one full pass to the next; 1: every pass is full, and nothing approximate
+    threshold: float | None = None  # also fix positions at least this confident, beyond the schedule
+    entropy_bound: float | None = None  # nats; also fix the most confident whose entropies, less the largest, sum to it
+    confidence_temperature: float = 0.0  # noise on the order; 0 = most confident first (released alg_temp)
+    schedule: Literal["linear", "cosine"] = "linear"  # tokens per step: about equal, or few at first
+    early_stop: bool = False  # an answer is over when all remaining masks lie after an end, or would become pads
+    head: Literal["allowed", "full"] = "allowed"  # score the ids that may occur, or all: the same answer, more slowly
+    cache: Literal["none", "prefix", "dual"] = "none"  # cached keys and values: the prompt's; also decided tokens'
+    cache_refresh: int = 4  # steps between full passes; 1: every pass is full, and nothing is approximate
     seed: int = 0  # sequence i of a batch draws from seed + i
 
     def __post_init__(self) -> None:
@@ -67,7 +67,8 @@ class DecodingConfig:
                "at least 1, or None")
         _check("threshold", self.threshold is None or self.algorithm != "random", self.threshold,
                "None with the random algorithm, which has no order")
-        _check("threshold", self.threshold is None or self.threshold <= 0 or self.algorithm != "entropy", self.threshold,
+        _check("threshold", self.threshold is None or self.threshold <= 0 or self.algorithm != "entropy",
+               self.threshold,
                "at most 0 with the entropy algorithm, whose sureness is a negative number; or another algorithm")
         _check("entropy_bound", self.entropy_bound is None or (self.entropy_bound >= 0 and self.algorithm != "random"),
                self.entropy_bound, "at least 0, or None; None with the random algorithm, which has no order")
@@ -90,14 +91,14 @@ class DecodingConfig:
         return dataclasses.replace(self, **changes)
 
     def step_count(self, length: int) -> int:
-        """Steps for an answer of `length` tokens; never more than one a token."""
+        """Steps for an answer of `length` tokens; never more than one per token."""
         steps = length if self.steps is None else self.steps
         if isinstance(steps, float) and steps <= 1:
             steps = steps * length
         return min(max(int(steps), 1), length)
 
     def guided(self) -> bool:
-        """Does guidance act? A scale without an unconditional prompt is a `ConfigError`, as it could not."""
+        """Whether guidance is on. A scale without an unconditional prompt is a `ConfigError`: it would do nothing."""
         if self.guidance_scale == self.guidance_off:
             return False
         if self.guidance_prompt_ids is None:
@@ -106,33 +107,33 @@ class DecodingConfig:
 
     @property
     def by_block(self) -> bool:
-        """Is a step's block all that it has to score? Not where ranks, noise, neighbours or an end are of all masks;
-        and a random order draws whom it scores."""
+        """Whether a step need only score its block. Not if ranks, noise, neighbours or an end depend on all masks; and
+        a random order draws the positions it scores."""
         return (self.block_length is not None and self.algorithm != "random" and self.position_penalty == 1
                 and self.confidence_temperature == 0 and not self.early_stop
                 and (self.guidance_alignment == "aligned" or not self.guided()))
 
     @property
     def guidance_off(self) -> float:
-        """The scale that leaves logits as they are: 1, or in the released form, which adds 1, 0."""
+        """The scale that leaves logits unchanged: 1, or 0 in the released form, which adds 1."""
         return 0.0 if self.guidance_alignment == "released" else 1.0
 
     @classmethod
     def released(cls, task: str, vocabulary: Vocabulary | None = None) -> DecodingConfig:
         """Settings of the released scripts (tools/inference.py; "librispeech", "libritts", "mme": its evaluations).
 
-        top_k 50 is set nowhere there: it is a default of the library's old configurations that reaches the sampler.
-        Guided S2I also needs `guidance_prompt_ids`. `vocabulary`: whose begin-of-audio id is pre-filled.
+        top_k 50 is not set there: it is a default of the library's old configurations that reaches the sampler.
+        Guided S2I also needs `guidance_prompt_ids`. `vocabulary`: its begin-of-audio id is pre-filled.
         """
         common = {"top_p": 0.9, "top_k": 50, "guidance_alignment": "released", "guidance_scale": 0.0}
         return cls(**common | _settings(RELEASED, task) | _prefill(task, 0.2, vocabulary))
 
     @classmethod
     def paper(cls, task: str, vocabulary: Vocabulary | None = None) -> DecodingConfig:
-        """Settings of section 3.4; where the paper is silent (top_p, repetition penalty, scale) the released value.
+        """Settings of section 3.4; where the paper is silent (top_p, repetition penalty, scale), the released value.
 
-        The released guidance of scale 2 weighs the difference by 3, hence 3 here. Speech lengths depend on the input:
-        they are the pipeline's `AnswerLengths`.
+        The released guidance with scale 2 weighs the difference by 3, hence 3 here. Speech lengths depend on the input:
+        see the pipeline's `AnswerLengths`.
         """
         common = {"temperature": 1.0, "top_p": 0.9}
         return cls(**common | _settings(PAPER, task) | _prefill(task, 0.25, vocabulary))

@@ -1,4 +1,4 @@
-"""Any to any in one call."""
+"""Any-to-any in one call."""
 
 from omnidiff_lite.pipeline.answers import Answer
 from omnidiff_lite.pipeline.requests import RequestError

@@ -1,4 +1,4 @@
-"""What comes back: text, speech, image, and the canvas step by step."""
+"""What an answer holds: text, speech, image, and the canvas step by step."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TraceStep:
-    """The canvas after one step: `ids` [N], which positions this step `decided` bool [N], and how sure
-    of each position the step was that decided it, whichever that was [N]."""
+    """The canvas after one step: `ids` [N], which positions this step `decided`, bool [N], and the `confidence` [N]
+    with which each position was decided, in whichever step that was."""
 
     ids: np.ndarray
     decided: np.ndarray
@@ -33,7 +33,7 @@ class TraceStep:
 
 
 class Trace(Sequence[TraceStep]):
-    """The steps of one answer, made when they are looked at."""
+    """The steps of one answer, built on access."""
 
     def __init__(self, result: DecodeResult, row: int) -> None:
         self.history, self.row, n = result.history, row, result.lengths[row]
@@ -53,7 +53,7 @@ class Trace(Sequence[TraceStep]):
 
 @dataclass
 class Answer:
-    """One answer; a modality that was not asked for, or did not come out, is None."""
+    """One answer; a modality that was not requested, or not produced, is None."""
 
     text: str | None = None
     speech: Waveform | None = None
@@ -62,10 +62,10 @@ class Answer:
     trace: Sequence[TraceStep] = field(default_factory=list, repr=False)
 
     def save(self, folder: str | Path) -> list[str]:
-        """Write answer.txt, answer.wav, answer.png into `folder`; returns a line about each."""
+        """Write answer.txt, answer.wav, answer.png into `folder`; returns one line about each."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for suffix in ("txt", "wav", "png"):  # of an earlier answer, which would pass for part of this one
+        for suffix in ("txt", "wav", "png"):  # from an earlier answer, which would pass for part of this one
             (folder / f"answer.{suffix}").unlink(missing_ok=True)
         lines = []
         if self.text is not None:
@@ -83,8 +83,8 @@ def read_answer(result: DecodeResult, row: int, side: int, tokenizers: Tokenizer
                 seed: int, released: bool = False) -> Answer:
     """Row `row` of a decoded batch as media; a picture has `side` x `side` tokens.
 
-    A picture short of tokens is filled with its last one (inference.py:313-320). `released`: the ids of each modality
-    count wherever they stand, also past the ends of text and speech.
+    A picture with too few tokens is filled up with its last one (inference.py:313-320). `released`: the ids of each
+    modality count wherever they stand, even past the ends of text and speech.
     """
     n = result.lengths[row]
     ids = result.ids[row, :n].tolist()

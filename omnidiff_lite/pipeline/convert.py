@@ -25,7 +25,7 @@ def convert_part(part: str, source: str | Path, out: str | Path, dtype: torch.dt
 
     `.pt` and `.bin` files are read with `weights_only=True`. `dtype` None or "auto": the denoiser as stored, the others
     in float32. Raises `ConfigError` for an unknown part or an `out` that is the source, `CheckpointError` and
-    `VocabularyError` where the files do not fit.
+    `VocabularyError` if the files do not fit.
     """
     if part not in PARTS:
         raise ConfigError(f"no part {part!r}: choose one of {', '.join(PARTS)}")
@@ -56,5 +56,5 @@ def _elsewhere(source: str | Path, out: str | Path) -> Path:
 
 
 def _held(tokenizer: PreTrainedTokenizerBase, kind: str) -> int:
-    """How many codes of a kind the tokenizer has been extended with already."""
+    """How many codes of a kind the tokenizer already has."""
     return sum(re.fullmatch(rf"<\|{kind}_\d+\|>", name) is not None for name in tokenizer.get_vocab())

@@ -1,9 +1,9 @@
-"""Where the parts of a system lie, and how they become one.
+"""Where the parts of a system are, and how they are put together.
 
 Three layouts are read: the kit's directory (`system.json`), a directory with released parts side by side, and a small
-`system.yaml` that names where each part lies:
+`system.yaml` that says where each part is:
 
-    denoiser: checkpoints/Omni-Diffusion        # a path, from this file's folder, or a hub id
+    denoiser: checkpoints/Omni-Diffusion        # a path relative to this file's folder, or a hub id
     image_tokenizer: showlab/magvitv2
     speech_tokenizer: THUDM/glm-4-voice-tokenizer
     speech_decoder: THUDM/glm-4-voice-decoder
@@ -41,15 +41,15 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class SystemFile:
-    """`system.yaml`. A part that it does not name is looked for beside the file, as in a directory."""
+    """`system.yaml`. Parts that it does not name are looked for beside the file, as in a directory."""
 
     denoiser: str | None = None
-    text_tokenizer: str | None = None  # else in the denoiser's folder, as released
+    text_tokenizer: str | None = None  # else in the denoiser's folder, as in the release
     image_tokenizer: str | None = None
-    speech_encoder: str | None = None  # else in the denoiser's weights, as released
+    speech_encoder: str | None = None  # else in the denoiser's weights, as in the release
     speech_tokenizer: str | None = None
     speech_decoder: str | None = None
-    speech_statistics: str | None = None  # SenseVoiceSmall's am.mvn, where it does not lie beside the speech encoder
+    speech_statistics: str | None = None  # SenseVoiceSmall's am.mvn, if it is not beside the speech encoder
     understanding_size: int = SystemSettings.understanding_size
     generation_size: int = SystemSettings.generation_size
     decoding: Literal["paper", "released"] = "paper"
@@ -58,7 +58,7 @@ class SystemFile:
 
 @dataclass(frozen=True)
 class Located:
-    """A system on disk: the folder of each part, the speech encoder's am.mvn where it lies apart, the settings."""
+    """A system on disk: each part's folder, the speech encoder's am.mvn if it is elsewhere, and the settings."""
 
     places: dict[str, Path]
     settings: SystemSettings = SystemSettings()
@@ -68,10 +68,10 @@ class Located:
 # --- where the parts lie ---------------------------------------------------------------------------------------------
 
 def locate(where: str | Path) -> Located:
-    """Find the parts of a system: a directory, a `system.yaml`, or a hub id where nothing local has that name.
+    """Find the parts of a system: a directory, a `system.yaml`, or a hub id if nothing local has that name.
 
-    Raises `CheckpointError` naming the parts that are missing and where they can be had, or a file that is not whole;
-    `ConfigError` for a `system.yaml` with a key that does not exist.
+    Raises `CheckpointError` naming the missing parts and where to get them, or an incomplete file; `ConfigError` for a
+    `system.yaml` with an unknown key.
     """
     root = find(where)
     if root.is_file() or (root / SYSTEM_FILE).exists() and not (root / SYSTEM).exists():
@@ -82,7 +82,7 @@ def locate(where: str | Path) -> Located:
 
 
 def find(where: str | Path, base: Path = Path()) -> Path:
-    """A local path, seen from `base`; else what the hub has under that id. Raises `CheckpointError` for neither."""
+    """A local path relative to `base`, else what the hub has under that id. Raises `CheckpointError` for neither."""
     path = base / Path(where).expanduser()
     if path.exists():
         return path
@@ -99,7 +99,7 @@ def find(where: str | Path, base: Path = Path()) -> Path:
 
 
 def _read_settings(path: Path) -> SystemSettings:
-    """`system.json`. JSON knows keys of text alone: places of what is pre-filled become numbers again."""
+    """`system.json`. JSON keys are always text, so the places of pre-filled tokens are turned back into numbers."""
     settings = from_dict(SystemSettings, read_json(path))
     try:
         decoding = {task: fields | {"prefill": {float(place): token for place, token in fields["prefill"].items()}}
@@ -129,9 +129,9 @@ def _read_system_file(path: Path) -> Located:
 
 
 def _side_by_side(root: Path, named: dict[str, Path]) -> Located:
-    """Parts under the kit's names or their repositories', in `root`; in and beside it where it is the denoiser's own.
+    """Parts in `root` under the kit's names or their repositories'; if `root` is the denoiser's own, also beside it.
 
-    What is `named` is taken from there.
+    Parts in `named` are taken from there.
     """
     denoiser = named.get("denoiser") or next(filter(_is_released, (*_candidates("denoiser", root), root)), None)
     if denoiser is None:
@@ -143,7 +143,7 @@ def _side_by_side(root: Path, named: dict[str, Path]) -> Located:
               for part in PARTS}
     places = {part: paths[0] for part, paths in around.items() if paths} | {"denoiser": denoiser}
     if "speech_encoder" in places and not _has_weights(places["speech_encoder"]):
-        del places["speech_encoder"]  # a folder of SenseVoiceSmall's am.mvn alone
+        del places["speech_encoder"]  # a folder with only SenseVoiceSmall's am.mvn
     if "text_tokenizer" not in places and any((denoiser / f).exists() for f in ("tokenizer.json", "vocab.json")):
         places["text_tokenizer"] = denoiser
     if "speech_encoder" not in places and any(name.startswith(OMNI_PREFIX) for name in weight_names(denoiser)):
@@ -154,7 +154,7 @@ def _side_by_side(root: Path, named: dict[str, Path]) -> Located:
 
 
 def _candidates(part: str, base: Path) -> list[Path]:
-    """The folders of a part that `base` really has: under the kit's name, then the released repository's."""
+    """The folders of a part that exist in `base`: under the kit's name, then the released repository's."""
     return [path for path in (base / part, base / HUB[part].split("/")[1]) if path.is_dir()]
 
 
@@ -178,7 +178,7 @@ def _refuse_missing(root: Path, missing: list[str]) -> None:
 # --- from files to a system ------------------------------------------------------------------------------------------
 
 def load_tokenizers(located: Located) -> Tokenizers:
-    """All tokenizers, in float32 on the CPU: 3.2 GB at full size, read from the files as they are used."""
+    """All tokenizers, in float32 on the CPU: 3.2 GB at full size, read from the files as needed."""
     tokenizers = Tokenizers.from_pretrained(located.places["denoiser"].parent, located.places, device="cpu")
     if located.statistics is not None:
         tokenizers.speech_encoder.cmvn.copy_(read_statistics(located.statistics))
@@ -189,8 +189,8 @@ def load_denoiser(directory: Path, tokenizers: Tokenizers, dtype: torch.dtype | 
                   device_map: Any = None) -> Denoiser:
     """The denoiser that belongs to `tokenizers`.
 
-    A released config.json leaves the audio ids and the width of the speech frames to the code: they are the
-    tokenizers'. Raises `CheckpointError` where both do not fit, before any weights are read.
+    A released config.json leaves the audio ids and the width of the speech frames to the code: they come from the
+    tokenizers. Raises `CheckpointError` if the two do not match, before any weights are read.
     """
     if not (directory / "config.json").is_file():
         raise CheckpointError(f"{directory}: no config.json, so it is no denoiser; fetch or write it again")
@@ -208,7 +208,7 @@ def load_denoiser(directory: Path, tokenizers: Tokenizers, dtype: torch.dtype | 
 
 
 def dtype_of(name: torch.dtype | str) -> torch.dtype | str:
-    """torch.bfloat16 of "bfloat16"; "auto" stays. Raises `ConfigError` for another name."""
+    """"bfloat16" -> torch.bfloat16; "auto" stays. Raises `ConfigError` for an unknown name."""
     if isinstance(name, str) and name not in (*DTYPES, "auto"):
         raise ConfigError(f"dtype {name!r}: choose one of auto, {', '.join(DTYPES)}")
     return getattr(torch, name) if name in DTYPES else name

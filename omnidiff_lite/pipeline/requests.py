@@ -1,4 +1,4 @@
-"""What a user gives, as messages and media: which task it is, and how it is asked."""
+"""A user's inputs as messages and media: which task they are, and how it is worded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODALITIES = ("text", "speech", "image")  # also the order of an answer with sev
 
 
 class RequestError(ValueError):
-    """Inputs, outputs or settings that do not go together."""
+    """Inputs, outputs or settings that do not fit together."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Request:
 def read_request(parts: Sequence[Part], outputs: Sequence[str], task: str | None = None) -> Request:
     """Load the media and build the messages.
 
-    The task is the one of the paper whose inputs and outputs these are; other combinations are asked in the manner of
-    the nearest task. What a user types beside one medium, word for word the instruction of a task, is that task.
-    Raises `RequestError` for no input or a task that the inputs do not fit, `MediaError` for a bad file.
+    The task is the paper's for these inputs and outputs; other combinations are worded like the nearest task. Text
+    beside a single medium that is a task's instruction, word for word, selects that task. Raises `RequestError` for no
+    input or a task that the inputs do not fit, `MediaError` for a bad file.
     """
     parts = [p for p in parts if not isinstance(p, Text) or p.text.strip()]
     if not parts:

@@ -1,4 +1,4 @@
-"""What a system knows beside its weights: picture sizes, answer lengths, decoding; and the canvas of a request."""
+"""What a system needs besides its weights: picture sizes, answer lengths, decoding; and the canvas of a request."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from omnidiff_lite.tokenizers import Tokenizers
     from omnidiff_lite.vocabulary import Vocabulary
 
-Decoding = Mapping[str, Any] | str | None  # a style, or fields of DecodingConfig with perhaps "style" among them
+Decoding = Mapping[str, Any] | str | None  # a style, or fields of DecodingConfig, optionally with "style"
 STYLES = ("paper", "released")
-_OWN = ("length", "seed", "allowed_ids", "guidance_prompt_ids")  # what the pipeline itself gives to each request
+_OWN = ("length", "seed", "allowed_ids", "guidance_prompt_ids")  # what the pipeline itself sets for each request
 SHORTEST = 4  # masks
-WORLD_NOTE = ("This model knows only the kit's small drawn world of coloured shapes and synthetic voices: expect no sense "
-              "outside of it, and at the smoke preset, which trains for minutes, none at all, only the right form.")
+WORLD_NOTE = ("This model knows only the kit's small drawn world of coloured shapes and synthetic voices: expect no "
+              "sense outside of it, and at the smoke preset, which trains for minutes, none at all, only the right "
+              "form.")
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,10 @@ class AnswerLengths:
     """
 
     text: int = 64  # masks of a text answer
-    texts: dict[str, int] = field(default_factory=dict)  # task -> masks of its text answers, where it has its own
-    speech: int = 128  # masks of a whole sentence said
+    texts: dict[str, int] = field(default_factory=dict)  # task -> masks of its text answers, if it has its own number
+    speech: int = 128  # masks of a whole spoken sentence
     spoken: int = 128  # masks of an answer in text and speech
-    spokens: dict[str, int] = field(default_factory=dict)  # task -> the same, where it has its own
+    spokens: dict[str, int] = field(default_factory=dict)  # task -> the same, if it has its own number
     spoken_text: int = 32  # of these, the most that its text takes
     speech_per_text: float = 3.5
     speech_extra: int = 0
@@ -53,11 +54,11 @@ class AnswerLengths:
     @classmethod
     def fit(cls, datasets: Mapping[str, Sequence[EncodedSample]], chat: ChatEncoder,
             quantile: float = 0.98) -> AnswerLengths:
-        """Lengths that hold `quantile` of the training answers, closing tokens included; lines where they adapt."""
+        """Lengths that fit `quantile` of the training answers, closing tokens included; fitted lines if they adapt."""
         found: dict[str, Any] = {}
 
         def lengths_of(tasks: Sequence[str]) -> tuple[list[int], dict[str, int]]:
-            """Of all answers of these tasks, and by task what holds its own."""
+            """The lengths of all these tasks' answers, and by task the length that fits its own."""
             own = {task: [len(_answer(s)) for s in datasets[task]] for task in tasks if datasets.get(task)}
             return [n for ns in own.values() for n in ns], {task: _holding(ns, quantile) for task, ns in own.items()}
 
@@ -94,13 +95,13 @@ def _answer(sample: EncodedSample) -> np.ndarray:
 
 
 def _frames(sample: EncodedSample, vocabulary: Vocabulary) -> float:
-    """Frames of a sample's user speech; as many as it would have had where it is written in tokens."""
+    """Frames of a sample's user speech; if it is given as tokens, the number it would have had."""
     codes = len(vocabulary.codes_of_speech(sample.ids[sample.labels == IGNORE]))
     return codes / TOKENS_PER_SECOND / FRAME_SECONDS + QUERY_FRAMES if codes else len(sample.frames)
 
 
 def _line(asked: list[float], samples: Sequence[EncodedSample], quantile: float) -> tuple[float, int]:
-    """Slope of answer length over input length, and the offset that leaves 1 - `quantile` of the answers above."""
+    """Slope of answer length over input length, and the offset that leaves 1 - `quantile` of the answers above it."""
     given = np.array([len(_answer(s)) for s in samples], float)
     slope = float(np.polyfit(asked, given, 1)[0]) if len(set(asked)) > 1 else 0.0
     return round(slope, 4), int(np.ceil(np.quantile(given - slope * np.array(asked), quantile)))
@@ -115,14 +116,14 @@ class SystemSettings:
     generation_size: int = 256
     lengths: AnswerLengths = AnswerLengths()
     decoding: dict[str, dict[str, Any]] = field(default_factory=dict)  # task -> fields that differ from the paper's
-    style: Literal["paper", "released"] = "paper"  # of decoding, where a call names none
+    style: Literal["paper", "released"] = "paper"  # of decoding, if a call names none
     note: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
 def check_decoding(task: str, changes: Mapping[str, Any], own: Mapping[str, Any] = {}) -> None:
-    """Raises `ConfigError` for an unknown field of `DecodingConfig`, a wrong type, a value out of range, or one that
-    the pipeline itself gives to each request. `own`: a system's settings of the task, which `changes` change."""
+    """Raise `ConfigError` for an unknown field of `DecodingConfig`, a wrong type, a value out of range, or a field that
+    the pipeline itself sets for each request. `own`: a system's settings for the task, to which `changes` apply."""
     changes = dict(changes)
     style = changes.pop("style", STYLES[0])
     if style not in STYLES:
@@ -134,19 +135,19 @@ def check_decoding(task: str, changes: Mapping[str, Any], own: Mapping[str, Any]
 
 
 def check_decodings(preset: Preset) -> None:
-    """`check_decoding` of what a preset says of each task: before a training, not at the first answer after it."""
+    """`check_decoding` of a preset's settings for each task: before training, not at the first answer after it."""
     for task, changes in preset.decoding.items():
         check_decoding(task, changes)
 
 
 def answer_canvas_of(settings: SystemSettings, tokenizers: Tokenizers, request: Request, outputs: Sequence[str],
                      prefill: Mapping[float, int]) -> Canvas:
-    """The masked answer of a request: room by adaptive length, markers and allowed ids by modality.
+    """The masked answer of a request: adaptive length, markers and allowed ids by modality.
 
-    `prefill`: what is put into an answer of text and speech from the start, by place as a fraction (section 3.4).
+    `prefill`: tokens put into an answer of text and speech from the start, by place as a fraction (section 3.4).
     """
     spoken = TASKS[request.task].outputs if request.task else tuple(outputs)
-    if spoken == ("text", "speech"):  # also when only one of both is wanted: the model was trained to give both
+    if spoken == ("text", "speech"):  # even if only one of the two is wanted: the model was trained to give both
         return spoken_canvas(tokenizers, *spoken_room(settings.lengths, request), prefill)
     canvas = answer_canvas(tokenizers.vocabulary, outputs, answer_room(settings, tokenizers, request),
                            newline=newline_id(tokenizers))
@@ -154,9 +155,9 @@ def answer_canvas_of(settings: SystemSettings, tokenizers: Tokenizers, request: 
 
 
 def spoken_room(lengths: AnswerLengths, request: Request) -> tuple[int, int]:
-    """Masks of an answer in text and speech: the most that its text takes, and all of them.
+    """Masks of an answer in text and speech: the most that its text takes, and the total.
 
-    Where nothing is asked but a picture shown, a whole sentence describes it.
+    If a picture is shown without a question, a whole sentence describes it.
     """
     if request.text or request.speech:
         return lengths.spoken_text, lengths.spokens.get(request.task or "", lengths.spoken)
@@ -187,7 +188,7 @@ def spoken_canvas(tokenizers: Tokenizers, lead: int, n: int, prefill: Mapping[fl
     """`n` masks for text, then the same in speech. Without `prefill` the model itself places begin_of_audio, within the
     first `lead` masks.
 
-    After them come speech codes only, at least one, so that every answer can be heard.
+    After these come only speech codes, at least one, so that every answer can be heard.
     """
     v = tokenizers.vocabulary
     ends = tuple(range(i, i + 1) for i in (v.end_of_audio, v.im_end, v.pad, newline_id(tokenizers)))
@@ -207,7 +208,7 @@ def newline_id(tokenizers: Tokenizers) -> int:
 
 
 def decoding_style(settings: SystemSettings, decoding: Decoding) -> tuple[str, dict[str, Any]]:
-    """ "paper" or "released", and the fields that the caller changes. Raises `ConfigError` for another style."""
+    """ "paper" or "released", and the fields that the caller changes. Raises `ConfigError` for any other style."""
     changes = {"style": decoding} if isinstance(decoding, str) else dict(decoding or {})
     style = changes.pop("style", settings.style)
     if style not in STYLES:
@@ -217,10 +218,10 @@ def decoding_style(settings: SystemSettings, decoding: Decoding) -> tuple[str, d
 
 def decoding_config(settings: SystemSettings, task: str | None, outputs: Sequence[str], decoding: Decoding,
                     chat: ChatEncoder, side: int) -> DecodingConfig:
-    """The paper's settings of the task, then this system's, then the caller's. A misspelt field is a `ConfigError`.
+    """The paper's settings for the task, then this system's, then the caller's. A misspelt field is a `ConfigError`.
 
-    Or the released script's, then the caller's; an answer in `side` x `side` image tokens has its three markers and a
-    newline beside them (260 tokens as released).
+    Or the released script's, then the caller's; an answer of `side` x `side` image tokens also has its three markers
+    and a newline (260 tokens as in the release).
     """
     named = task or nearest_task(outputs)
     style, changes = decoding_style(settings, decoding)
@@ -240,6 +241,6 @@ def decoding_config(settings: SystemSettings, task: str | None, outputs: Sequenc
 
 
 def nearest_task(outputs: Sequence[str]) -> str:
-    """The task whose decoding an unnamed combination borrows."""
+    """The task whose decoding settings an unnamed combination borrows."""
     return "t2i" if "image" in outputs else "svqa" if len(outputs) > 1 else "tts" if "speech" in outputs else "vqa"
 

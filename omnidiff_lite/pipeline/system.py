@@ -36,10 +36,10 @@ from omnidiff_lite.weights import CheckpointError, write_json
 
 
 class OmniDiffusion:
-    """A denoiser, the tokenizers round it, and the settings that belong to both.
+    """A denoiser, the tokenizers around it, and the settings that belong to both.
 
-    A causal denoiser, the autoregressive twin, is asked alike and answers from left to right: what orders a canvas's
-    decisions (steps, blocks, pre-filling and their like) says nothing to it.
+    A causal denoiser, the autoregressive twin, is used the same way and answers from left to right: settings that
+    order a canvas's decisions (steps, blocks, pre-filling and the like) have no effect on it.
     """
 
     def __init__(self, denoiser: Denoiser, tokenizers: Tokenizers, settings: SystemSettings) -> None:
@@ -48,7 +48,7 @@ class OmniDiffusion:
                                   f"{tokenizers.vocabulary.size}: they are of different systems")
         self.denoiser, self.tokenizers, self.settings = denoiser.eval(), tokenizers, settings
         self.chat = ChatEncoder(tokenizers.vocabulary, tokenizers.text)
-        # What fills a canvas; another of the same arguments may take its place, such as `diffusion.plain.decode_plain`.
+        # Fills a canvas; may be replaced by one with the same arguments, such as `diffusion.plain.decode_plain`.
         self.decoder = decode_autoregressive if self.denoiser.config.is_causal else decode
 
     @classmethod
@@ -56,11 +56,11 @@ class OmniDiffusion:
                         dtype: torch.dtype | str = torch.float32) -> OmniDiffusion:
         """A directory that `save_pretrained` wrote, released parts side by side, a `system.yaml`, or a hub id.
 
-        `device`: of everything; a GPU where there is one, unless named. `device_map`: spreads the denoiser instead, as
+        `device`: for everything; by default a GPU if there is one. `device_map`: spreads the denoiser instead, as
         transformers does ("auto", or a map); the tokenizers then go to `device` or its first device. `dtype`: the
-        denoiser's ("auto": as stored); the tokenizers compute in float32. No weights are held twice: what needs no
-        conversion is read from the files as it is used, so leave them in place meanwhile. Raises `CheckpointError`
-        naming what is missing or does not fit, `ConfigError` for a misspelt setting.
+        denoiser's ("auto": as stored); the tokenizers compute in float32. No weights are held twice: those that need
+        no conversion are read from the files as needed, so leave the files in place meanwhile. Raises
+        `CheckpointError` naming what is missing or does not fit, `ConfigError` for a misspelt setting.
         """
         located = locate(where)
         tokenizers = load_tokenizers(located)
@@ -71,9 +71,9 @@ class OmniDiffusion:
         return cls(denoiser, tokenizers.to(device or denoiser.device), located.settings)
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = torch.bfloat16) -> Path:
-        """All parts side by side, weights in `dtype` (None: as they are).
+        """Write all parts side by side, weights in `dtype` (None: as they are).
 
-        The settings come last, so that a half-written system is not taken.
+        The settings come last, so that a half-written system is not mistaken for a whole one.
         """
         directory = Path(directory)
         (directory / SYSTEM).unlink(missing_ok=True)
@@ -95,7 +95,7 @@ class OmniDiffusion:
 
     @property
     def world_note(self) -> str:
-        """What this system knows, for someone who brings a picture of their own."""
+        """What this system knows, for someone who brings their own picture."""
         return WORLD_NOTE if self.settings.note else ""
 
     # --- any to any ---------------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ class OmniDiffusion:
         """Answer one request.
 
         `inputs`: a part or a list of parts (`Text`, `Image`, `Speech`, or plain strings, PIL images, waveforms).
-        `to`: one or several of "text", "speech", "image". `task` is inferred from both unless named. `decoding`: fields
+        `to`: one or more of "text", "speech", "image". `task` is inferred from both unless named. `decoding`: fields
         of `DecodingConfig` that differ from the task's own, e.g. {"steps": 10}; or "released", for the released
         script's prompts, settings and unrestricted canvas ({"style": "released", "steps": 10} for both). Raises
         `RequestError`, `MediaError`, `ConfigError`.
@@ -118,11 +118,11 @@ class OmniDiffusion:
                       batch_size: int = 16) -> list[Answer]:
         """Answer many requests of one kind, `batch_size` at a time.
 
-        Request i draws from seed + i: it gets what it would get alone with that seed, whatever its neighbours are.
+        Request i draws from seed + i: it gets the answer it would get alone with that seed, whatever its neighbours.
         """
         outputs = _outputs(to)
         read = [read_request([as_part(p) for p in parts], outputs, task) for parts in requests]
-        # One task at a time, as tasks decode differently; neighbours of one size need little padding.
+        # One task at a time, as tasks decode differently; neighbours of similar size need little padding.
         order = sorted(range(len(read)), key=lambda i: (read[i].task or "", read[i].size))
         answers: dict[int, Answer] = {}
         for _, group in groupby(order, key=lambda i: read[i].task):
@@ -138,7 +138,7 @@ class OmniDiffusion:
                 ) -> list[Answer]:
         released = decoding_style(self.settings, decoding)[0] == "released"
         config = decoding_config(self.settings, requests[0].task, outputs, decoding, self.chat, self.side)
-        # From left to right speech begins where the text is over: a fixed place would cut the text or come too late.
+        # Left to right, speech begins where the text ends: a fixed place would cut the text or come too late.
         prefill = {} if self.denoiser.config.is_causal else config.prefill
         # The released script decodes plain masks, any of which may become any id.
         canvases = None if released else [answer_canvas_of(self.settings, self.tokenizers, r, outputs, prefill)
@@ -161,7 +161,7 @@ class OmniDiffusion:
     def prompts(self, requests: Sequence[Request], released: bool = False) -> list[tuple[list[int], Tensor]]:
         """Ids [P] and aligned speech frames [P, dim] of each request; media encoded in one batch per kind.
 
-        `released`: as the released inference script asks, which differs from how training does.
+        `released`: worded as in the released inference script, which differs from training.
         """
         pictures = iter(self.image_codes([i for r in requests for i in r.images], self.settings.understanding_size))
         recordings = iter(self._heard([w for r in requests for w in r.speech]))
@@ -175,7 +175,7 @@ class OmniDiffusion:
         return prompts
 
     def _heard(self, recordings: list[Waveform]) -> list[tuple[SpeechTokens, Tensor]]:
-        """A user's speech as the denoiser was trained to hear it: how it is written, and its frames [k, dim]."""
+        """A user's speech as the denoiser was trained to hear it: its tokens, and its frames [k, dim]."""
         if self.denoiser.config.speech_input == "discrete":
             none = torch.zeros(0, self.tokenizers.speech_encoder.config.dim)
             return [(SpeechTokens(codes=codes.tolist()), none)
@@ -192,13 +192,13 @@ class OmniDiffusion:
 
     @torch.inference_mode()
     def image_codes(self, images: Sequence[PIL.Image.Image], size: int) -> list[list[int]]:
-        """Row-major codes of pictures, each cut to `size` x `size` pixels."""
+        """Row-major codes of pictures, each cropped to `size` x `size` pixels."""
         if not images:
             return []
         pixels = torch.stack([prepare(image, size) for image in images]).to(self.device)
         return [codes.flatten().tolist() for codes in self.tokenizers.image.encode(pixels)]
 
-    # --- inpainting -----------------------------------------------------------------------------------------------------
+    # --- inpainting ---------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def inpaint(self, image: Image | PIL.Image.Image | str | Path, mask: np.ndarray | PIL.Image.Image,
@@ -206,8 +206,8 @@ class OmniDiffusion:
         """Redraw what `mask` covers (bool [H, W], or a PIL picture, white = redraw), guided by `prompt`.
 
         The covered tokens become [MASK] and the others stay (figure 6 of the paper; no extra training). A causal
-        denoiser paints row by row and sees only what comes before: above, and to the left. The mask is cut like the
-        picture: shorter side, centred. Raises `RequestError` for a mask of another shape or an empty one.
+        denoiser paints row by row and sees only what comes before: above, and to the left. The mask is cropped like the
+        picture: shorter side, centred. Raises `RequestError` for a mask of the wrong shape or an empty one.
         """
         picture = image.load() if isinstance(image, Image) else load_image(image)
         size, factor = self.settings.generation_size, self.tokenizers.image.config.factor
@@ -227,8 +227,9 @@ def token_mask(mask: np.ndarray | PIL.Image.Image, image_size: tuple[int, int], 
     if mask.size != image_size:
         raise RequestError(f"the mask is {mask.size[0]} x {mask.size[1]} pixels, the picture {image_size[0]} x "
                            f"{image_size[1]}: give a mask of the picture's size")
-    covered = centre_square(mask.convert("L").convert("F"), size, PIL.Image.Resampling.BOX)  # F: a hair's breadth counts
-    hidden = (torch.from_numpy(np.array(covered)) > 0).view(size // factor, factor, size // factor, factor).any(3).any(1)
+    covered = centre_square(mask.convert("L").convert("F"), size, PIL.Image.Resampling.BOX)  # F: any coverage counts
+    hidden = (torch.from_numpy(np.array(covered)) > 0
+              ).view(size // factor, factor, size // factor, factor).any(3).any(1)
     if not hidden.any():
         raise RequestError("the mask covers nothing that is left after cutting the picture square: nothing to redraw")
     return hidden
@@ -243,7 +244,7 @@ def _outputs(to: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def default_checkpoint() -> Path:
-    """The shipped system: of the largest preset that `results/` holds."""
+    """The shipped system of the largest preset in `results/`."""
     root = results_root()
     for preset in ("gpu", "cpu", "smoke"):
         if (root / preset / "checkpoint" / SYSTEM).exists():

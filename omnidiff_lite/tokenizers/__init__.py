@@ -6,7 +6,7 @@ __all__ = ["Tokenizers"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Tokenizers":  # imported when used: text alone needs none of the other parts
+    if name == "Tokenizers":  # imported on use: text alone needs none of the other parts
         from omnidiff_lite.tokenizers.bundle import Tokenizers
 
         return Tokenizers

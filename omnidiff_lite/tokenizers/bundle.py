@@ -37,8 +37,9 @@ class Tokenizers:
                         device: str | torch.device | None = None) -> Tokenizers:
         """Read `text_tokenizer/`, `image_tokenizer/`, `speech_encoder/`, ... under `directory`.
 
-        `folders` names other places of single parts, by folder name (a released system's parts lie apart). `device`: a
-        GPU where there is one, unless named. Raises `CheckpointError` or `VocabularyError` naming what does not fit.
+        `folders` gives other locations of single parts, by folder name (a released system's parts are scattered).
+        `device`: by default a GPU if there is one. Raises `CheckpointError` or `VocabularyError` naming what does not
+        fit.
         """
         place = {name: Path(directory) / name for name in ("text_tokenizer", *(folder for folder, _ in PARTS.values()))}
         place |= folders or {}
@@ -48,7 +49,7 @@ class Tokenizers:
         return cls(text, vocabulary, **parts).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write each part into its folder; `dtype` (bfloat16, say) halves the files."""
+        """Write each part into its folder; with `dtype` bfloat16, say, the files are half the size."""
         directory = Path(directory)
         self.text.save_pretrained(directory / "text_tokenizer")
         for name, (folder, _) in PARTS.items():
@@ -61,17 +62,17 @@ class Tokenizers:
 
     @property
     def device(self) -> torch.device:
-        """Where all parts are."""
+        """The device that all parts are on."""
         return self.speech_encoder.device
 
     @cached_property
     def words(self) -> tuple[int, ...]:
-        """Text ids that write more than white space: what an answer may begin with."""
+        """Text ids that are more than white space: what an answer may begin with."""
         tokens = self.text.convert_ids_to_tokens(list(self.vocabulary.text_range))
         return tuple(i for i, token in enumerate(tokens) if token.strip("ĠĊĉč"))  # byte-level blanks
 
     def fingerprint(self) -> str:
-        """Hash of all that decides what ids media become: weights, buffers and the text vocabulary."""
+        """Hash of everything that decides which ids media become: weights, buffers and the text vocabulary."""
         digest = hashlib.sha256(self.text.backend_tokenizer.to_str().encode())
         for name in ("image", "speech_encoder", "speech_tokenizer"):
             for key, tensor in sorted(getattr(self, name).state_dict().items()):

@@ -25,7 +25,7 @@ class Recogniser(Protocol):
 def normalise(text: str) -> str:
     """Lower-case letters, apostrophes and single spaces; accents are dropped, other marks become spaces.
 
-    Raises `ValueError` on digits: what is spoken is written in words.
+    Raises `ValueError` on digits: numbers must be written as spoken words.
     """
     if any(c.isdigit() for c in text):
         raise ValueError(f"{text!r}: write numbers as words, the alphabet of the recogniser has no digits")
@@ -49,12 +49,12 @@ def decode(ids: Tensor | Sequence[int]) -> str:
 
 
 def steps_needed(symbols: Tensor) -> int:
-    """The fewest CTC steps that can spell `symbols` [n]: a blank must part two equal neighbours."""
+    """The fewest CTC steps that can spell `symbols` [n]: a blank must separate two equal neighbours."""
     return len(symbols) + int((symbols[1:] == symbols[:-1]).sum())
 
 
 def target_symbols(texts: Sequence[str], steps: Sequence[int]) -> list[Tensor]:
-    """Encoded texts, each checked against the CTC steps that its recording gives. Raises `ValueError`."""
+    """Encoded texts, each checked against the number of CTC steps in its recording. Raises `ValueError`."""
     encoded = [encode(text) for text in texts]
     for text, symbols, given in zip(texts, encoded, steps):
         if not len(symbols) or steps_needed(symbols) > given:
@@ -66,7 +66,7 @@ def target_symbols(texts: Sequence[str], steps: Sequence[int]) -> list[Tensor]:
 def ctc_loss(log_probs: Tensor, steps: Tensor, targets: Sequence[Tensor]) -> Tensor:
     """Mean over the batch of the negative log-likelihood per symbol.
 
-    log_probs [B, T, symbols], of which the first steps [B] count; targets: B tensors from `encode`.
+    log_probs [B, T, symbols], whose first steps [B] count; targets: B tensors from `encode`.
     """
     lengths = torch.tensor([len(t) for t in targets])
     flat = torch.cat(list(targets)).to(log_probs.device)
@@ -79,6 +79,6 @@ def transcribe(part: Recogniser, waveforms: list[Waveform]) -> list[str]:
 
 
 def check_alphabet(symbols: int, where: str) -> None:
-    """Raises `ValueError` where a CTC head has too few symbols for the alphabet."""
+    """Raise `ValueError` if a CTC head has too few symbols for the alphabet."""
     if symbols < SYMBOLS:
         raise ValueError(f"{where}.ctc_vocabulary is {symbols}; training on characters needs {SYMBOLS} or more")

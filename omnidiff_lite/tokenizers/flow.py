@@ -16,7 +16,7 @@ from omnidiff_lite.config import FlowConfig
 from omnidiff_lite.tokenizers.flow_encoder import BlockEncoder, LengthRegulator
 from omnidiff_lite.tokenizers.flow_unet import Estimator
 
-SIGMA_MIN = 1e-6  # width of the path's end; the released config.yaml
+SIGMA_MIN = 1e-6  # noise width at the path's end, from the released config.yaml
 
 
 class Decoder(nn.Module):
@@ -28,7 +28,7 @@ class Decoder(nn.Module):
 
 
 class Flow(nn.Module):
-    """The whole of the released `flow.pt`, under its names.
+    """All of the released `flow.pt`, under its names.
 
     `codes`: size of the speech codebook.
     """
@@ -44,14 +44,14 @@ class Flow(nn.Module):
         self.decoder = Decoder(config)
 
     def mu(self, ids: Tensor, frames: int) -> Tensor:
-        """Tokens [B, n] to the token condition [B, mels, frames]."""
+        """Tokens [B, n] -> the token condition [B, mels, frames]."""
         hidden = self.encoder_proj(self.encoder(self.input_embedding(ids)))
         return self.length_regulator(hidden.transpose(1, 2), frames)
 
     def speaker(self, embedding: Tensor) -> Tensor:
-        """Speaker embedding [B, speaker_dim], of any length but used as a direction, to [B, mels].
+        """Speaker embedding [B, speaker_dim], of any norm as only its direction counts, -> [B, mels].
 
-        Zeros, which Omni-Diffusion passes always, leave the bias alone.
+        Zeros, which Omni-Diffusion always passes, leave only the bias.
         """
         return self.spk_embed_affine_layer(F.normalize(embedding, dim=1))
 
@@ -60,8 +60,9 @@ class Flow(nn.Module):
                steps: int | None = None, guidance: float | None = None, temperature: float | None = None) -> Tensor:
         """Integrate from `noise` [B, mels, T] to a mel [B, mels, T] for the tokens `ids` [B, n].
 
-        `prompt` [B, mels, P], P <= T: the mel frames already spoken; the result holds all T frames, and its first P
-        are to be thrown away. `steps`, `guidance` and `temperature` (scale of the noise) default to the configuration.
+        `prompt` [B, mels, P], P <= T: the mel frames already spoken; the result holds all T frames, the first P of
+        which are to be discarded. `steps`, `guidance` and `temperature` (scale of the noise) default to the
+        configuration.
         """
         steps = self.config.steps if steps is None else steps
         guidance = self.config.guidance if guidance is None else guidance
@@ -90,9 +91,9 @@ class Flow(nn.Module):
         """Conditional flow-matching loss of tokens [B, n] against their mel [B, mels, T], and the mel prior loss.
 
         With t from the cosine law and noise z, x = (1 - (1 - s) t) z + t mel must move by mel - (1 - s) z (mean squared
-        error). All conditions of a share `unconditional` of the samples are zeroed, for guidance; a share `prompted`
-        sees a first part of its mel, of up to 80 %, as the prompt (cosyvoice/flow/flow.py, `forward`). The second loss
-        is that of mu against the mel, as in Matcha-TTS. `generator` is on the CPU; the speaker is the zero vector.
+        error). For guidance, all conditions are zeroed in a share `unconditional` of the samples; a share `prompted`
+        gets up to the first 80 % of its mel as the prompt (cosyvoice/flow/flow.py, `forward`). The second loss is that
+        of mu against the mel, as in Matcha-TTS. `generator` is on the CPU; the speaker is the zero vector.
         """
         batch, _, frames = mel.shape
         mu = self.mu(ids, frames)
@@ -112,5 +113,5 @@ class Flow(nn.Module):
 
 
 def cosine_time(u: Tensor) -> Tensor:
-    """Uniform 0..1 to flow time 0..1, slow at the start: 1 - cos(pi u / 2)."""
+    """Uniform 0..1 -> flow time 0..1, slow at the start: 1 - cos(pi u / 2)."""
     return 1 - torch.cos(u * (math.pi / 2))

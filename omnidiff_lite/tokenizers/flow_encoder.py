@@ -15,14 +15,14 @@ from omnidiff_lite.config import FlowConfig
 
 
 def block_mask(length: int, block: int, device: torch.device | None = None) -> Tensor:
-    """Bool [length, length], true where a query (row) may look: everything before it, and its whole own block."""
+    """Bool [length, length], true where a query (row) may attend: everything before it, and its whole own block."""
     position = torch.arange(length, device=device)
     block_end = (position // block + 1) * block
     return position[None, :] < block_end[:, None]
 
 
 def relative_sinusoids(length: int, dim: int, device: torch.device | None = None) -> Tensor:
-    """[2 length - 1, dim]: row r encodes the offset (query - key) of length - 1 - r; sines even, cosines odd."""
+    """[2 length - 1, dim]: row r encodes the offset (query - key) length - 1 - r; even columns sines, odd cosines."""
     offset = torch.arange(length - 1, -length, -1, device=device, dtype=torch.float32)
     frequency = torch.exp(torch.arange(0, dim, 2, device=device) * (-math.log(10000.0) / dim))
     angle = offset[:, None] * frequency
@@ -101,7 +101,7 @@ class InputProjection(nn.Module):
 
 
 class BlockEncoder(nn.Module):
-    """Token embeddings [B, n, dim] to hidden states [B, n, dim]; a token sees the past and its own block of tokens."""
+    """Token embeddings [B, n, dim] -> hidden states [B, n, dim]; a token sees the past and its own block of tokens."""
 
     def __init__(self, config: FlowConfig):
         super().__init__()
@@ -121,7 +121,7 @@ class BlockEncoder(nn.Module):
 
 
 class LengthRegulator(nn.Module):
-    """From the token rate to the frame rate: nearest neighbour, then four convolutions that smooth the steps."""
+    """From the token rate to the frame rate: nearest neighbour, then four convolutions to smooth the steps."""
 
     def __init__(self, mels: int):
         super().__init__()

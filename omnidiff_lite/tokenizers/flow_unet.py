@@ -19,7 +19,7 @@ NORM_GROUPS = 8
 
 
 class TimeEmbedding(nn.Module):
-    """Flow time [B] in 0..1 to [B, hidden]: sines and cosines of 1000 t, then two linear layers with SiLU."""
+    """Flow time [B] in 0..1 -> [B, hidden]: sines and cosines of 1000 t, then two linear layers with SiLU."""
 
     def __init__(self, sinusoids: int, hidden: int):
         super().__init__()
@@ -92,7 +92,7 @@ class GeluProjection(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Four times wider; `net.1` was a dropout, and only its number remains."""
+    """Four times wider inside; `net.1` was a dropout, and only its index remains."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -103,7 +103,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm attention and feed-forward over [B, T, dim]; there is no `norm2`, for there is no cross-attention."""
+    """Pre-norm attention and feed-forward over [B, T, dim]; no `norm2`, as there is no cross-attention."""
 
     def __init__(self, dim: int, heads: int, head_dim: int):
         super().__init__()
@@ -131,8 +131,8 @@ class Resample(nn.Module):
 class Estimator(nn.Module):
     """Velocity of the flow at noisy mel x and time t, given mu, the speaker and the prompt.
 
-    Stages are lists (residual block, transformer blocks[, resampling]), numbered as released. Time is halved after
-    every stage on the way down but the last, and doubled likewise on the way up.
+    Stages are lists (residual block, transformer blocks[, resampling]), numbered as in the release. The number of
+    frames is halved after every stage on the way down except the last, and doubled likewise on the way up.
     """
 
     def __init__(self, config: FlowConfig):
@@ -180,7 +180,7 @@ class Estimator(nn.Module):
             x = _run(stage, x, time)
         for stage in self.up_blocks:
             skip = skips.pop()
-            x = torch.cat((x[..., :skip.shape[-1]], skip), dim=1)  # an odd length came back one frame longer
+            x = torch.cat((x[..., :skip.shape[-1]], skip), dim=1)  # an odd length comes back one frame longer
             x = stage[2](_run(stage, x, time))
         return self.final_proj(self.final_block(x))
 

@@ -1,8 +1,8 @@
 """The image tokenizer: MAGVIT-v2 (showlab/magvitv2), pixels <-> one grid of discrete codes.
 
-Full size: 256x256 pixels <-> 16x16 tokens of 8,192 codes. A small configuration is the same network with fewer and
-narrower layers, and with pixels folded into channels before the first convolution (`patch_size`), where a laptop
-would otherwise spend most of its time.
+Full size: 256x256 pixels <-> 16x16 tokens of 8,192 codes. A small configuration is the same network with fewer,
+narrower layers, and with pixels folded into channels before the first convolution (`patch_size`), as a laptop would
+otherwise spend most of its time there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from omnidiff_lite.weights import read_part_config, read_weights, save_part, str
 
 
 class ImageTokenizer(nn.Module):
-    """MAGVIT-v2: a convolutional autoencoder round a lookup-free quantizer (section 3.1 of the paper)."""
+    """MAGVIT-v2: a convolutional autoencoder around a lookup-free quantizer (section 3.1 of the paper)."""
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
         super().__init__()
@@ -37,7 +37,8 @@ class ImageTokenizer(nn.Module):
     def forward(self, pixels: Tensor, hardness: float = 1.0) -> tuple[Tensor, Tensor]:
         """The training path: pixels [B, 3, H, W] -> (reconstruction of the same shape, z [B, code_bits, h, w]).
 
-        `hardness`: how far z is moved to its signs before decoding, 0 (not) to 1 (wholly, as `encode` and `decode` do).
+        `hardness`: how far z is moved towards its signs before decoding, from 0 (not at all) to 1 (fully, as in
+        `encode` and `decode`).
         """
         z = self.encoder(pixels)
         return self.decoder(self.quantize(z, hardness)), z
@@ -46,7 +47,7 @@ class ImageTokenizer(nn.Module):
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, H, W] in -1..1 -> int64 ids [B, H / factor, W / factor], rows from the top.
 
-        H and W need not be equal. Raises `ValueError` where they are no multiples of `config.factor`.
+        H and W need not be equal. Raises `ValueError` unless they are multiples of `config.factor`.
         """
         factor = self.config.factor
         if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] % factor or pixels.shape[3] % factor:
@@ -56,9 +57,9 @@ class ImageTokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
-        """Ids [B, h, w] -> float32 pixels [B, 3, h * factor, w * factor], about -1..1 (not clamped, as released).
+        """Ids [B, h, w] -> float32 pixels [B, 3, h * factor, w * factor], about -1..1 (not clamped, as in the release).
 
-        Raises `ValueError` for an id outside the codes.
+        Raises `ValueError` for an id outside the codebook.
         """
         codes = self.config.codes
         if ids.ndim != 3 or ids.min() < 0 or ids.max() >= codes:
@@ -68,20 +69,21 @@ class ImageTokenizer(nn.Module):
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, config: ImageTokenizerConfig | None = None) -> ImageTokenizer:
-        """The kit's own directory, or the released one, whose config.json names no sizes: they are `config`, or read
-        off the weights. Raises `CheckpointError` where the weights do not fit."""
+        """Load the kit's own directory, or the released one, whose config.json has no sizes: they are `config`, or
+        inferred from the weights. Raises `CheckpointError` if the weights do not fit."""
         weights = read_weights(directory, without="quantize.")
         tokenizer = unfilled(cls, read_part_config(ImageTokenizerConfig, directory) or config or _sizes(weights))
         strict_load(tokenizer, weights, directory, derivable=lambda name: name.startswith("quantize."))
         return tokenizer.eval()
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write config.json and model.safetensors, the latter as `dtype` where given."""
+        """Write config.json and model.safetensors, the latter in `dtype` if given."""
         save_part(self, self.config, directory, dtype)
 
 
 def _sizes(weights: dict[str, Tensor]) -> ImageTokenizerConfig:
-    """The configuration of a released checkpoint; group sizes leave no trace in the tensors and are the released 32."""
+    """The configuration of a released checkpoint; the tensors do not show the number of groups, so it is the
+    released 32."""
     first, codes = weights.get("encoder.conv_in.weight"), weights.get("encoder.quant_conv.weight")
     if first is None or codes is None:
         return ImageTokenizerConfig()  # something else: loading it will name what is missing
@@ -97,7 +99,7 @@ def _sizes(weights: dict[str, Tensor]) -> ImageTokenizerConfig:
 
 
 def prepare(image: PIL.Image.Image, size: int) -> Tensor:
-    """A picture as float32 [3, size, size] in -1..1: shorter side to `size` (bicubic), then the centre square.
+    """A picture as float32 [3, size, size] in -1..1: shorter side scaled to `size` (bicubic), then the centre square.
 
     Rounding as in the released transform: the longer side is truncated, the crop offset rounded half to even.
     """
@@ -114,6 +116,6 @@ def centre_square(image: PIL.Image.Image, size: int, resampling: PIL.Image.Resam
 
 
 def to_image(pixels: Tensor) -> PIL.Image.Image:
-    """Pixels [3, H, W] in -1..1 (clamped) as an RGB picture; fractions are truncated, as released."""
+    """Pixels [3, H, W] in -1..1 (clamped) as an RGB picture; fractions are truncated, as in the release."""
     levels = ((pixels.detach().float() + 1) / 2).clamp(0, 1) * 255
     return PIL.Image.fromarray(levels.to(torch.uint8).permute(1, 2, 0).cpu().numpy())

@@ -23,7 +23,7 @@ def norm(channels: int, groups: int) -> nn.GroupNorm:
 
 
 class ResBlock(nn.Module):
-    """Norm, swish, convolution, twice; plus the input, through a 1x1 `nin_shortcut` only where channels change."""
+    """Norm, swish, convolution, twice; plus the input, through a 1x1 `nin_shortcut` only if channels change."""
 
     def __init__(self, inputs: int, outputs: int, groups: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Mid(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the height and width. Padded on the right and at the bottom only, as released."""
+    """Halve height and width. Padded on the right and at the bottom only, as in the release."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the height and width: nearest neighbour, then a convolution."""
+    """Double height and width: nearest neighbour, then a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, then (by name) `downsample` or `upsample` where `resample` gives one."""
+    """Residual blocks at one resolution, then (by name) `downsample` or `upsample` if `resample` gives one."""
 
     def __init__(self, inputs: int, outputs: int, blocks: int, groups: int, **resample: nn.Module) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels [B, 3, H, W] in -1..1 to z [B, code_bits, H / factor, W / factor], one channel a bit."""
+    """Pixels [B, 3, H, W] in -1..1 -> z [B, code_bits, H / factor, W / factor], one channel per bit."""
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Code vectors [B, code_bits, h, w] of -1 and +1 to pixels [B, 3, h * factor, w * factor], not clamped."""
+    """Code vectors [B, code_bits, h, w] of -1 and +1 -> pixels [B, 3, h * factor, w * factor], not clamped."""
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
         super().__init__()
@@ -157,8 +157,8 @@ class Decoder(nn.Module):
 class LookupFreeQuantizer(nn.Module):
     """LFQ (Yu et al. 2023, MAGVIT-v2): the code is the signs of z; there is no learned codebook.
 
-    Bit = 1 iff z > 0 (both zeros give 0); channel 0 is the most significant bit; bit 1 stands for +1, bit 0 for -1.
-    The buffers follow from `bits` alone; they exist because released checkpoints hold them.
+    Bit = 1 iff z > 0 (both +0 and -0 give 0); channel 0 is the most significant bit; bit 1 is +1, bit 0 is -1. The
+    buffers follow from `bits` alone; they exist because released checkpoints hold them.
     """
 
     embedding: Tensor  # float32 [2**bits, bits]: every code's vector
@@ -173,7 +173,7 @@ class LookupFreeQuantizer(nn.Module):
     def forward(self, z: Tensor, hardness: float = 1.0) -> Tensor:
         """z [B, bits, h, w] -> code vectors of the same shape, straight-through: the gradient passes to z unchanged.
 
-        `hardness` below 1 goes only that share of the way from z to its code vector.
+        With `hardness` below 1, z moves only that share of the way to its code vector.
         """
         return z + hardness * (torch.where(z > 0, 1.0, -1.0) - z).detach()
 

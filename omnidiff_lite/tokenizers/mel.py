@@ -1,7 +1,7 @@
 """The log-mel spectrogram of the speech decoder (HiFi-GAN's), and its inverse up to phase.
 
 80 Slaney bins over 0..8000 Hz at 22.05 kHz, window and FFT of 1024 samples, hop 256. Frame t is centred on sample
-256 t + 128, so n samples give n // 256 frames and a vocoder gives 256 samples back for each.
+256 t + 128, so n samples give n // 256 frames, and a vocoder returns 256 samples for each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FLOOR = 1e-5  # of a mel magnitude, before the log
 
 
 def frame_count(tokens: int, rate: int = RATE) -> int:
-    """Mel frames of so many speech tokens: 1 -> 6, 10 -> 68, 25 -> 172 (cosyvoice/flow/flow.py, `inference`)."""
+    """Mel frames for a number of speech tokens: 1 -> 6, 10 -> 68, 25 -> 172 (cosyvoice/flow/flow.py, `inference`)."""
     return int(tokens * rate / (TOKENS_PER_SECOND * HOP))
 
 
@@ -36,7 +36,7 @@ def mel_filters(mels: int = 80, rate: int = RATE) -> Tensor:
 
 
 def log_mel(samples: Tensor, mels: int = 80, rate: int = RATE) -> Tensor:
-    """Samples [n] in -1..1 at `rate` Hz to natural-log mel magnitudes [mels, n // 256], at least log(1e-5).
+    """Samples [n] in -1..1 at `rate` Hz -> natural-log mel magnitudes [mels, n // 256], at least log(1e-5).
 
     Raises `ValueError` below 385 samples: the reflection at the edges needs them.
     """
@@ -51,7 +51,7 @@ def log_mel(samples: Tensor, mels: int = 80, rate: int = RATE) -> Tensor:
 
 
 def linear_magnitude(mel: Tensor, rate: int = RATE, iterations: int = 30) -> Tensor:
-    """Log mel [mels, T] to the non-negative STFT magnitude [WINDOW // 2 + 1, T] whose mel is nearest to it.
+    """Log mel [mels, T] -> the non-negative STFT magnitude [WINDOW // 2 + 1, T] whose mel is nearest to it.
 
     Multiplicative least-squares updates (Lee and Seung, 2001) from the transposed filters; bins above 8 kHz stay 0.
     """

@@ -1,7 +1,7 @@
 """Sizes of a released GLM-4-Voice decoder, from its hyperpyyaml `config.yaml`.
 
-That format builds Python objects named by tags (`!new:cosyvoice...`). Only its plain values matter here: tags are read
-past, nothing is imported or called. The `llm` section belongs to another system and is not looked at.
+That format builds Python objects named by tags (`!new:cosyvoice...`). Only its plain values matter here: tags are
+ignored, and nothing is imported or called. The `llm` section belongs to another system and is not read.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ VOCODER = {
 
 
 class _TagBlindLoader(yaml.SafeLoader):
-    """YAML whose unknown tags leave the tagged mapping, list or scalar as it is."""
+    """YAML in which unknown tags leave the tagged mapping, list or scalar unchanged."""
 
 
 def _untagged(loader: yaml.SafeLoader, tag: str, node: yaml.Node) -> Any:
@@ -49,7 +49,7 @@ _TagBlindLoader.add_multi_constructor("!", _untagged)
 
 
 def read_released_config(directory: str | Path) -> SpeechDecoderConfig | None:
-    """Sizes in `directory`/config.yaml, full size where it is silent; None where there is no such file."""
+    """Sizes in `directory`/config.yaml, full size where it has none; None if there is no such file."""
     path = Path(directory) / "config.yaml"
     if not path.exists():
         return None
@@ -66,7 +66,7 @@ def read_released_config(directory: str | Path) -> SpeechDecoderConfig | None:
 
 
 def _find(tree: dict[str, Any], at: str, default: Any) -> Any:
-    """The value at a dotted path, a `<name>` of `!ref` looked up among the top-level values."""
+    """The value at a dotted path; a `!ref` `<name>` is looked up among the top-level values."""
     value: Any = tree
     for name in at.split("."):
         if not isinstance(value, dict) or name not in value:

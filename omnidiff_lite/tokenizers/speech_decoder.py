@@ -1,7 +1,7 @@
 """Speech out: GLM-4-Voice's decoder, tokens at 12.5 Hz -> mel (flow matching) -> wave at 22.05 kHz (vocoder).
 
 At full size the released `flow.pt` and `hift.pt` load by name. The small configuration is the same flow, narrower,
-with Griffin-Lim for the vocoder. Everything random comes from a generator of the call's own seed; the released code
+with Griffin-Lim as the vocoder. Everything random comes from a generator seeded for each call; the released code
 resets the global generator instead (cosyvoice/flow/flow_matching.py, `torch.manual_seed(42)` in every forward).
 """
 
@@ -26,7 +26,7 @@ Ids = Sequence[int] | np.ndarray | Tensor
 
 
 class SpeechDecoder(nn.Module):
-    """Speech tokens to a wave (section 3.1 of the paper).
+    """Speech tokens -> a wave (section 3.1 of the paper).
 
     `flow` and `vocoder` are the two halves; with Griffin-Lim the second has no weights.
     """
@@ -40,14 +40,14 @@ class SpeechDecoder(nn.Module):
 
     def decode(self, ids: Ids, seed: int = 0, *, speaker: Tensor | None = None, prompt_ids: Ids | None = None,
                prompt_mel: Tensor | None = None) -> Waveform:
-        """Token ids [n] to a mono wave of `frame_count(n)` x 256 samples, a function of the arguments alone.
+        """Token ids [n] -> a mono wave of `frame_count(n)` x 256 samples, a function of the arguments alone.
 
-        The other arguments are those of `mel`. Raises `ValueError` for no ids, or one outside the codes.
+        The other arguments are as in `mel`. Raises `ValueError` for no ids, or one outside the codebook.
         """
         return self._voice(self.mel(ids, seed, speaker=speaker, prompt_ids=prompt_ids, prompt_mel=prompt_mel), seed)
 
     def decode_many(self, batch: Sequence[Ids], seed: int = 0) -> list[Waveform]:
-        """Each of several utterances as `decode(ids, seed)` gives it; those of one length share a batch."""
+        """Several utterances, each as `decode(ids, seed)` gives it; those of equal length share a batch."""
         checked = [self._checked(ids) for ids in batch]
         waves: dict[int, Waveform] = {}
         for length in {len(ids) for ids in checked}:
@@ -60,11 +60,11 @@ class SpeechDecoder(nn.Module):
     def mel(self, ids: Ids, seed: int = 0, *, speaker: Tensor | None = None, prompt_ids: Ids | None = None,
             prompt_mel: Tensor | None = None, steps: int | None = None, guidance: float | None = None,
             temperature: float | None = None) -> Tensor:
-        """Token ids [n] to a log mel [mels, T].
+        """Token ids [n] -> a log mel [mels, T].
 
-        `speaker` [speaker_dim]: whose voice; zeros by default, as in Omni-Diffusion. `prompt_ids` [m] and `prompt_mel`
-        [mels, P]: what has been spoken before, in streaming; the result continues it, with T = frame_count(m + n) - P.
-        The rest overrides the configuration's.
+        `speaker` [speaker_dim]: the voice; zeros by default, as in Omni-Diffusion. `prompt_ids` [m] and `prompt_mel`
+        [mels, P]: what has already been spoken, in streaming; the result continues it, with T = frame_count(m + n) - P.
+        The rest overrides the configuration.
         """
         checked = self._checked(ids)
         if (prompt_ids is None) != (prompt_mel is None):
@@ -97,7 +97,7 @@ class SpeechDecoder(nn.Module):
         return ids
 
     def _noise(self, frames: int, seed: int) -> Tensor:
-        """Start of the flow [1, mels, frames], drawn on the CPU: the same on every device (seed 42 = released)."""
+        """The flow's start [1, mels, frames], drawn on the CPU: the same on every device (seed 42 = released)."""
         noise = torch.randn(1, self.config.flow.mels, frames, generator=torch.Generator().manual_seed(seed))
         return noise.to(self.flow.input_embedding.weight)
 
@@ -107,8 +107,8 @@ class SpeechDecoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, config: SpeechDecoderConfig | None = None) -> SpeechDecoder:
-        """The kit's own directory, or the released one: `flow.pt` and `hift.pt`, sizes from `config.yaml` where there
-        is one, else `config`, else full size. Raises `CheckpointError` where something does not fit."""
+        """Load the kit's own directory, or the released one: `flow.pt` and `hift.pt`, with sizes from `config.yaml` if
+        there is one, else `config`, else full size. Raises `CheckpointError` if something does not fit."""
         directory = Path(directory)
         own = read_part_config(SpeechDecoderConfig, directory)
         if own is not None:
@@ -124,5 +124,5 @@ class SpeechDecoder(nn.Module):
         return decoder.eval()
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write config.json and model.safetensors, the latter as `dtype` where given."""
+        """Write config.json and model.safetensors, the latter in `dtype` if given."""
         save_part(self, self.config, directory, dtype)

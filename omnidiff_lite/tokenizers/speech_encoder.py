@@ -1,7 +1,7 @@
 """SenseVoice: speech to continuous frames for the denoiser, and a CTC head that reads them.
 
-Own modules rather than transformers' `FunAsrNanoEncoder` (the same network): here a layer is thirty lines, and the
-parameters carry the released names, so that a checkpoint is read and written without a table of renamings.
+It has its own modules rather than transformers' `FunAsrNanoEncoder` (the same network): here a layer is thirty lines,
+and the parameters have the released names, so that checkpoints are read and written without a renaming table.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def sinusoid(length: int, size: int, device: torch.device | None = None) -> Tens
 
 
 class SanmAttention(nn.Module):
-    """Self-attention with a memory: a depthwise convolution over the values is added to what attention gives."""
+    """Self-attention with a memory: a depthwise convolution over the values is added to the attention output."""
 
     def __init__(self, size: int, config: SpeechEncoderConfig) -> None:
         super().__init__()
@@ -54,14 +54,14 @@ class SanmAttention(nn.Module):
         return self.linear_out(mixed.transpose(1, 2).flatten(2)) + memory
 
     def memory(self, value: Tensor, valid: Tensor) -> Tensor:
-        """Convolution plus identity, with padding silenced before and after."""
+        """Convolution plus identity, with padding zeroed before and after."""
         value = value * valid
         local = self.fsmn_block(value.transpose(1, 2)).transpose(1, 2)
         return F.dropout((local + value) * valid, self.dropout, self.training)
 
 
 class FeedForward(nn.Module):
-    """Two linear layers, a ReLU between them."""
+    """Two linear layers with a ReLU between them."""
 
     def __init__(self, config: SpeechEncoderConfig) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class FeedForward(nn.Module):
 
 
 class SanmLayer(nn.Module):
-    """Pre-norm layer. Where the input is not `dim` wide (the first one), attention has no residual."""
+    """Pre-norm layer. If the input is not `dim` wide (in the first layer), attention has no residual."""
 
     def __init__(self, size: int, config: SpeechEncoderConfig) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class SanmLayer(nn.Module):
 
 
 class SanmEncoder(nn.Module):
-    """`blocks` layers and a norm, then `tp_blocks` layers and a norm; released 50 and 20."""
+    """`blocks` layers and a norm, then `tp_blocks` layers and a norm; 50 and 20 in the release."""
 
     def __init__(self, config: SpeechEncoderConfig) -> None:
         super().__init__()
@@ -105,8 +105,8 @@ class SanmEncoder(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         """x [B, T, input_size], valid [B, T] bool -> [B, T, dim]; rows that are not valid are meaningless."""
-        # The root of the *output* size scales the input. Released bfloat16 builds this table in bfloat16, which cannot
-        # hold positions above 256; here it is float32, then cast.
+        # The input is scaled by the root of the *output* size. In bfloat16 the released code also builds this table in
+        # bfloat16, which cannot hold positions above 256; here it is built in float32, then cast.
         x = x * self.scale + sinusoid(x.shape[1], x.shape[2], x.device).to(x.dtype)
         for layer in (*self.encoders0, *self.encoders):
             x = layer(x, valid)
@@ -117,7 +117,7 @@ class SanmEncoder(nn.Module):
 
 
 class CtcHead(nn.Module):
-    """`steps` CTC steps per frame, each over `vocabulary` symbols; released 1 step over 25,055 word pieces."""
+    """`steps` CTC steps per frame, each over `vocabulary` symbols; in the release 1 step over 25,055 word pieces."""
 
     def __init__(self, dim: int, steps: int, vocabulary: int) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class CtcHead(nn.Module):
 
 
 class SpeechEncoder(nn.Module):
-    """SenseVoice with the four query rows of Omni-Diffusion in front: 60 ms a frame at the released stride."""
+    """SenseVoice with the four query rows of Omni-Diffusion in front: 60 ms per frame at the released stride."""
 
     def __init__(self, config: SpeechEncoderConfig) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class SpeechEncoder(nn.Module):
         self.encoder = SanmEncoder(config)
         self.ctc = CtcHead(config.dim, config.ctc_steps, config.ctc_vocabulary)
         self.embed = nn.Embedding(QUERY_ROWS, config.input_size)
-        # No normalization until `statistics` of training data, or a released am.mvn, are put here.
+        # No normalization until `statistics` of training data, or those of a released am.mvn, are stored here.
         self.register_buffer("cmvn", torch.tensor([[0.0], [1.0]]).repeat(1, config.input_size))
 
     @property
@@ -153,7 +153,7 @@ class SpeechEncoder(nn.Module):
         return stack_frames(fbank(waveform, self.config.mels), self.config.stack, self.config.stride)
 
     def features(self, waveform: Waveform) -> Tensor:
-        """What `forward` reads: [frames, input_size] float32 on the CPU, any input rate.
+        """The input of `forward`: [frames, input_size] float32 on the CPU, from any sample rate.
 
         frames = ceil(T / stride) for T = 1 + (samples at 16 kHz - 400) // 160. Raises `MediaError`, and
         `CheckpointError` if a released checkpoint came without its am.mvn.
@@ -165,7 +165,7 @@ class SpeechEncoder(nn.Module):
         return (self.stacked(waveform) + shift) * scale
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
-        """[B, T, input_size] padded, lengths [B] -> [B, T + 4, dim]; the first lengths + 4 rows of each are valid."""
+        """Padded [B, T, input_size], lengths [B] -> [B, T + 4, dim]; the first lengths + 4 rows of each are valid."""
         queries = self.embed.weight[list(QUERIES)].expand(len(features), -1, -1)
         x = torch.cat([queries, features.to(queries)], dim=1)
         valid = torch.arange(x.shape[1], device=x.device) < lengths.to(x.device)[:, None] + len(QUERIES)
@@ -177,7 +177,7 @@ class SpeechEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, waveforms: list[Waveform], batch_size: int = 16) -> list[Tensor]:
-        """The valid rows of every recording, [frames + 4, dim] each, on the parameters' device."""
+        """The valid rows of each recording, [frames + 4, dim], on the parameters' device."""
         rows: list[Tensor] = []
         for start in range(0, len(waveforms), batch_size):
             features = [self.features(w) for w in waveforms[start:start + batch_size]]
@@ -187,18 +187,18 @@ class SpeechEncoder(nn.Module):
         return rows
 
     def recognise(self, waveforms: list[Waveform]) -> list[Tensor]:
-        """CTC log-probabilities of the speech alone (without the queries), [frames * ctc_steps, vocabulary] each."""
+        """CTC log-probabilities of the speech only (without the queries), [frames * ctc_steps, vocabulary] each."""
         return [self.ctc(rows[None, len(QUERIES):])[0] for rows in self.encode(waveforms)]
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
-        """`config.json` and `model.safetensors`: released names, and the feature statistics as `cmvn`."""
+        """Write `config.json` and `model.safetensors`: released names, and the feature statistics as `cmvn`."""
         save_part(self, self.config, directory, dtype)
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, cmvn: str | Path | None = None) -> SpeechEncoder:
-        """The kit's own directory, a released SenseVoiceSmall, or an Omni-Diffusion checkpoint that holds one.
+        """Load the kit's own directory, a released SenseVoiceSmall, or an Omni-Diffusion checkpoint that holds one.
 
-        `cmvn`: the released `am.mvn`, if it does not lie in `directory`. Raises `CheckpointError`.
+        `cmvn`: the released `am.mvn`, if it is not in `directory`. Raises `CheckpointError`.
         """
         directory = Path(directory)
         if own := read_part_config(SpeechEncoderConfig, directory):
@@ -215,7 +215,7 @@ class SpeechEncoder(nn.Module):
 
 
 def _released_config(directory: Path, state: dict[str, Tensor]) -> SpeechEncoderConfig:
-    """Sizes from FunASR's `config.yaml` where there is one, else off the weights; heads leave no trace there: 4."""
+    """Sizes from FunASR's `config.yaml` if there is one, else from the weights, which do not show the heads: 4."""
     sizes = _sizes(state)
     if (path := directory / "config.yaml").exists():
         tree = _read_yaml(path)
@@ -239,7 +239,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _sizes(state: dict[str, Tensor]) -> dict[str, Any]:
-    """What the shapes tell. Of a file that lacks these tensors: nothing, and loading it will name what is missing."""
+    """The sizes that the shapes show. None for a file without these tensors: loading it names what is missing."""
     places = {"dim": ("encoder.after_norm.weight", 0), "ctc_vocabulary": ("ctc.ctc_lo.bias", 0),
               "ffn": ("encoder.encoders0.0.feed_forward.w_1.weight", 0),
               "kernel": ("encoder.encoders0.0.self_attn.fsmn_block.weight", 2)}

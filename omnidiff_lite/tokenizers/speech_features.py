@@ -1,4 +1,4 @@
-"""The front end of SenseVoice: Kaldi log-mel bank, stacked frames, and their normalization."""
+"""SenseVoice's front end: Kaldi log-mel filter bank, stacked frames, and their normalization."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def fbank(waveform: Waveform, mels: int = 80) -> Tensor:
 
     Hamming window, 20 to 8000 Hz, pre-emphasis 0.97, mean of each window removed, no frame beyond the edge (FunASR's
     WavFrontend). Dither is 0: the released default of 1 makes the features differ from call to call.
-    A clip under 25 ms is one frame whose window is the clip. Raises `MediaError` for an empty one.
+    A clip under 25 ms is one frame, with the clip as its window. Raises `MediaError` for an empty one.
     """
     samples = waveform.resample(RATE).samples.astype(np.float64) * 2**15  # Kaldi works on 16-bit values
     if not len(samples):
@@ -48,8 +48,8 @@ def _bank(window: int, mels: int) -> tuple[np.ndarray, np.ndarray]:
 def stack_frames(frames: Tensor, stack: int = 7, stride: int = 6) -> Tensor:
     """Low frame rate: [T, mels] -> [ceil(T / stride), stack * mels].
 
-    Windows of `stack` frames start every `stride`, centred on their first window by copies of the first frame in
-    front (3 for 7); past the end the last frame repeats. 10 ms frames become 60 ms ones at the released 7 and 6.
+    A window of `stack` frames starts every `stride` frames; copies of the first frame in front (3 for 7) centre the
+    first window, and past the end the last frame repeats. 10 ms frames become 60 ms ones at the released 7 and 6.
     """
     count = -(-len(frames) // stride)
     positions = torch.arange(count)[:, None] * stride + torch.arange(stack) - (stack - 1) // 2
@@ -57,7 +57,7 @@ def stack_frames(frames: Tensor, stack: int = 7, stride: int = 6) -> Tensor:
 
 
 def statistics(stacked: Tensor) -> Tensor:
-    """Mean and variance normalization of stacked features [T, d], as [2, d]: -mean and 1 / std."""
+    """Mean and variance normalization for stacked features [T, d], as [2, d]: -mean and 1 / std."""
     return torch.stack([-stacked.mean(0), 1 / stacked.std(0).clamp_min(1e-3)])
 
 

@@ -25,7 +25,7 @@ WHISPER_PREFIX = "model.encoder."
 
 @dataclass(frozen=True)
 class Quantized:
-    """What the tokenizer makes of a batch: n = 50 Hz frames / pooling, rounded up."""
+    """The tokenizer's output for a batch: n = 50 Hz frames / pooling, rounded up."""
 
     states: Tensor  # [B, n, dim] before quantizing
     ids: Tensor  # [B, n] int64
@@ -35,7 +35,7 @@ class Quantized:
 
 
 class TokenReader(nn.Module):
-    """CTC head that reads each token with its two neighbours: a letter across a border is then spelled once."""
+    """CTC head that reads each token with its two neighbours, so that a letter across a border is spelled once."""
 
     def __init__(self, config: SpeechTokenizerConfig) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class SpeechTokenizer(nn.Module):
         self.config = config
         self.conv1 = nn.Conv1d(config.mels, config.dim, 3)
         self.conv2 = nn.Conv1d(config.dim, config.dim, 3, stride=2)
-        for conv in (self.conv1, self.conv2):  # for training from nothing: sound as strong as the positions added to it
+        for conv in (self.conv1, self.conv2):  # for training from scratch: sound as strong as the positions added to it
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
         self.embed_positions = _positions(config.positions, config.dim)
         self.layers = nn.ModuleList(WhisperEncoderLayer(_whisper(config)) for _ in range(config.layers))
@@ -71,19 +71,19 @@ class SpeechTokenizer(nn.Module):
 
     @property
     def samples_per_token(self) -> int:
-        """At 16 kHz; released 1280, that is 12.5 tokens a second."""
+        """At 16 kHz; 1280 in the release, that is 12.5 tokens per second."""
         return 2 * HOP * self.config.pooling
 
     @property
     def samples_per_chunk(self) -> int:
-        """At 16 kHz; released 480,000, that is 30 s."""
+        """At 16 kHz; 480,000 in the release, that is 30 s."""
         return 2 * HOP * self.config.positions
 
     def features(self, waveform: Waveform) -> list[tuple[Tensor, Tensor]]:
         """Whisper's log-mel [mels, T] and mask [T] (int64) of every 30 s chunk at 16 kHz.
 
-        Each chunk is padded by itself to whole tokens, as the released code does for a single file, so that what is
-        beside it in a batch never changes its ids. Raises `MediaError` for an empty recording.
+        Each chunk is padded separately to whole tokens, as the released code does for a single file, so that its ids
+        never depend on the rest of the batch. Raises `MediaError` for an empty recording.
         """
         samples = waveform.resample(RATE).samples
         if not len(samples):
@@ -99,9 +99,9 @@ class SpeechTokenizer(nn.Module):
     def states(self, features: Tensor, mask: Tensor) -> Tensor:
         """The last layer's output at 50 Hz: features [B, mels, T], mask [B, T] -> [B, ceil(T / 2), dim].
 
-        Raises `MediaError` where T is beyond the positions.
+        Raises `MediaError` if T exceeds the positions.
         """
-        x = F.gelu(self.conv1(F.pad(features.to(self.conv1.weight), (2, 0))))  # padded on the left alone: causal
+        x = F.gelu(self.conv1(F.pad(features.to(self.conv1.weight), (2, 0))))  # padded on the left only: causal
         x = F.gelu(self.conv2(F.pad(x, (2, 0)))).transpose(1, 2)
         length = x.shape[1]
         if length > self.config.positions:
@@ -115,17 +115,17 @@ class SpeechTokenizer(nn.Module):
         return x
 
     def pool(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """50 Hz states [B, L, dim] and the mel mask [B, T] -> token states [B, n, dim] and which count [B, n] bool."""
+        """50 Hz states [B, L, dim], mel mask [B, T] -> token states [B, n, dim], and which are valid [B, n] bool."""
         size = self.config.pooling
         missing = -states.shape[1] % size
         pooled = F.pad(states, (0, 0, 0, missing)).unflatten(1, (-1, size)).mean(2)
         return pooled, mask[:, ::2 * size].bool().to(self.device)
 
     def quantize(self, states: Tensor) -> Tensor:
-        """The nearest codebook row of every state [..., dim], by Euclidean distance, as int64 [...]."""
+        """The index of the codebook row nearest to each state [..., dim], by Euclidean distance, as int64 [...]."""
         rows = self.codebook.weight.float()
         flat = states.float().flatten(0, -2)
-        # |s|^2 is the same for every row and left out.
+        # |s|^2 is the same for every row, so it is left out.
         return (rows.square().sum(1) - 2 * flat @ rows.T).argmin(-1).view(states.shape[:-1])
 
     def forward(self, features: Tensor, mask: Tensor) -> Quantized:
@@ -150,7 +150,7 @@ class SpeechTokenizer(nn.Module):
     def recognise(self, waveforms: list[Waveform]) -> list[Tensor]:
         """CTC log-probabilities read from the tokens alone, [n * ctc_steps, vocabulary] each.
 
-        Raises `CheckpointError` without a `ctc` head, as released.
+        Raises `CheckpointError` if there is no `ctc` head, as in the release.
         """
         if self.ctc is None:
             raise CheckpointError("this speech tokenizer has no recognition head: train one with ctc_vocabulary > 0")
@@ -160,7 +160,7 @@ class SpeechTokenizer(nn.Module):
 
     @torch.no_grad()
     def _tokens(self, waveforms: list[Waveform], batch_size: int) -> list[list[tuple[Tensor, Tensor]]]:
-        """Per recording, per chunk: ids [n] on the CPU and hidden [n, dim]."""
+        """For each recording and chunk: ids [n] on the CPU and hidden [n, dim]."""
         chunks = [(i, *chunk) for i, wave in enumerate(waveforms) for chunk in self.features(wave)]
         found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in waveforms]
         for start in range(0, len(chunks), batch_size):
@@ -171,12 +171,12 @@ class SpeechTokenizer(nn.Module):
         return found
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
-        """`config.json` and `model.safetensors` under the released names; `dtype` narrows them."""
+        """Write `config.json` and `model.safetensors` under the released names, the weights in `dtype` if given."""
         save_part(self, self.config, directory, dtype)
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> SpeechTokenizer:
-        """The kit's own directory or a released one (bare names, or a whole Whisper with `model.encoder.`).
+        """Load the kit's own directory or a released one (bare names, or a whole Whisper with `model.encoder.`).
 
         Raises `CheckpointError` naming what does not fit.
         """
@@ -189,14 +189,14 @@ class SpeechTokenizer(nn.Module):
 
 
 def pad_features(features: list[Tensor], masks: list[Tensor], length: int | None = None) -> tuple[Tensor, Tensor]:
-    """Chunks [mels, T_i] with masks [T_i] to one batch [B, mels, T], [B, T]; T = `length` or the longest."""
+    """Chunks [mels, T_i] with masks [T_i] -> one batch [B, mels, T], [B, T]; T = `length` or the longest."""
     length = length or max(f.shape[1] for f in features)
     return (torch.stack([F.pad(f, (0, length - f.shape[1])) for f in features]),
             torch.stack([F.pad(m, (0, length - len(m))) for m in masks]))
 
 
 def _positions(count: int, dim: int) -> nn.Embedding:
-    """A stored sinusoid table that does not train, as in Whisper."""
+    """A stored, frozen sinusoid table, as in Whisper."""
     return nn.Embedding.from_pretrained(sinusoids(count, dim), freeze=True)
 
 
@@ -206,7 +206,7 @@ def _whisper(config: SpeechTokenizerConfig) -> WhisperConfig:
 
 
 def _released(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """Names of the quantizing half: no prefix, no decoder, no layer behind the codebook, no training statistics."""
+    """The tensors of the quantizing half: no prefix, no decoder, no layer past the codebook, no training statistics."""
     inner = {n.removeprefix(WHISPER_PREFIX): t for n, t in state.items() if n.startswith(WHISPER_PREFIX)} or state
 
     def wanted(name: str) -> bool:
@@ -218,7 +218,7 @@ def _released(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
 
 
 def _released_config(path: Path) -> SpeechTokenizerConfig:
-    """Sizes from the released `config.json` (Whisper's names and the quantizer's); the released ones without it."""
+    """Sizes from the released `config.json` (Whisper's names and the quantizer's); without it, the released sizes."""
     tree: dict[str, Any] = read_json(path) if path.exists() else {}
     expected = {"pooling_type": "avg", "encoder_causal_convolution": True, "encoder_causal_attention": False,
                 "quantize_causal_encoder": False, "activation_function": "gelu", "scale_embedding": False}

@@ -14,9 +14,9 @@ from omnidiff_lite.weights import read_json
 
 
 def train_text_tokenizer(corpus: Iterable[str], size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with exactly `size` text ids, or fewer where the corpus holds fewer merges.
+    """Byte-level BPE with exactly `size` text ids, or fewer if the corpus yields fewer merges.
 
-    The 256 bytes are always in, so that any text can be written. Raises `ValueError` below that.
+    The 256 bytes are always included, so that any text can be written. Raises `ValueError` below that.
     """
     if size < 256:
         raise ValueError(f"text_tokenizer.size is {size}; a byte-level vocabulary needs at least 256")
@@ -36,7 +36,7 @@ def extend(tokenizer: PreTrainedTokenizerBase, speech_codes: int, image_codes: i
     """Add what the released system adds, in its order, and return the checked layout.
 
     Image, video and audio markers, then `<|audio_0|>`.., then `<|image_0|>`.. (tokenizer.py:28-50). A tokenizer that
-    holds them already is only checked. Raises `VocabularyError` where the ids do not come out as one block.
+    already has them is only checked. Raises `VocabularyError` if the ids do not form one block.
     """
     tokenizer.add_tokens([_special(name) for name in OMNI_SPECIALS])
     tokenizer.add_tokens([AddedToken(f"<|audio_{i}|>", normalized=False) for i in range(speech_codes)])
@@ -45,7 +45,7 @@ def extend(tokenizer: PreTrainedTokenizerBase, speech_codes: int, image_codes: i
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase, speech_codes: int, image_codes: int) -> Vocabulary:
-    """The layout that an extended tokenizer really has. Raises `VocabularyError` where it does not fit."""
+    """The actual layout of an extended tokenizer. Raises `VocabularyError` if it does not fit."""
     known = tokenizer.get_vocab()
     names = BASE_SPECIALS + DREAM_SPECIALS + OMNI_SPECIALS
     missing = [name for name in names if name not in known]
@@ -70,17 +70,17 @@ def _check(vocabulary: Vocabulary, known: dict[str, int]) -> None:
 
 def load_text_tokenizer(directory: str | Path, speech_codes: int, image_codes: int
                         ) -> tuple[PreTrainedTokenizerBase, Vocabulary]:
-    """A tokenizer from a directory (or hub id), extended and checked. Raises `VocabularyError` for another kind."""
+    """A tokenizer from a directory (or hub id), extended and checked. Raises `VocabularyError` for any other kind."""
     tokenizer = read_tokenizer(directory)
     return tokenizer, extend(tokenizer, speech_codes, image_codes)
 
 
 def read_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
-    """A tokenizer as it is stored.
+    """A tokenizer as stored.
 
     Dream's own class ("DreamTokenizer", code beside the checkpoint) is Qwen2's byte-level BPE with other special
-    tokens, which its tokenizer_config.json names: Qwen2's is read instead, so that nothing foreign is run. Raises
-    `VocabularyError` for files that are missing or not whole.
+    tokens, which its tokenizer_config.json names: Qwen2's is loaded instead, so that no foreign code is run. Raises
+    `VocabularyError` for files that are missing or incomplete.
     """
     config = Path(directory) / "tokenizer_config.json"
     try:
@@ -95,13 +95,13 @@ def read_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of a piece of text, nothing added round it; `<|im_end|>` written in it stays text, not a marker."""
-    pieces = re.split(r"(?<=<)(?=\|)", text)  # cutting "<|" in two keeps every added token from matching
+    """Ids of a piece of text, with nothing added around it; `<|im_end|>` in it stays text, not a marker."""
+    pieces = re.split(r"(?<=<)(?=\|)", text)  # cutting "<|" in two keeps any added token from matching
     return [i for piece in pieces if piece for i in tokenizer.encode(piece, add_special_tokens=False)]
 
 
 def decode_text(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> str:
-    """The text of ids, special tokens left out, ends stripped; ids of other modalities are the caller's to drop."""
+    """The text of ids, without special tokens, ends stripped; the caller must drop ids of other modalities."""
     return tokenizer.decode([int(i) for i in ids], skip_special_tokens=True).strip()
 
 

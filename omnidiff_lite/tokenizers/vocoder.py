@@ -1,7 +1,6 @@
-"""Mel to wave: HiFT as released (names of `hift.pt`), or Griffin-Lim, which needs no training.
+"""Mel to wave: HiFT as in the release (names of `hift.pt`), or Griffin-Lim, which needs no training.
 
-Both are called with a log mel [mels, T] and give samples [256 T] in -1..1; what is random in them comes from the
-generator they are handed.
+Both take a log mel [mels, T] and return samples [256 T] in -1..1; their randomness comes from the generator passed in.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from omnidiff_lite.tokenizers.mel import HOP, RATE, WINDOW, linear_magnitude
 
 DILATIONS = (1, 3, 5)
 SLOPE = 0.1  # leaky ReLU between stages
-SINE_AMPLITUDE, SINE_NOISE, VOICED_ABOVE = 0.1, 0.003, 10.0  # of the source; Hz
+SINE_AMPLITUDE, SINE_NOISE, VOICED_ABOVE = 0.1, 0.003, 10.0  # of the source; the last in Hz
 
 
 class GriffinLim(nn.Module):
@@ -30,8 +29,8 @@ class GriffinLim(nn.Module):
     @torch.no_grad()
     def forward(self, mel: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Log mel [mels, T] -> samples [256 T]."""
-        # One frame more on either side: a centred STFT then has every sample under full overlap, and our frames,
-        # centred on sample 256 t + 128, start half a hop after it.
+        # One extra frame on either side: every sample then has full overlap in a centred STFT, and our frames, centred
+        # on sample 256 t + 128, start half a hop after it.
         magnitude = linear_magnitude(F.pad(mel[None].float(), (1, 1), mode="replicate")[0], self.rate)
         window = torch.hann_window(WINDOW, device=mel.device)
         turns = torch.rand(magnitude.shape, generator=generator).to(mel.device)
@@ -48,7 +47,7 @@ class GriffinLim(nn.Module):
 
 
 class HiFT(nn.Module):
-    """Harmonic-plus-noise source filter network with an inverse STFT at its end (HiFT-Net; CosyVoice's generator)."""
+    """Harmonic-plus-noise source-filter network ending in an inverse STFT (HiFT-Net; CosyVoice's generator)."""
 
     def __init__(self, config: VocoderConfig, mels: int = 80, rate: int = RATE):
         super().__init__()
@@ -87,10 +86,10 @@ class HiFT(nn.Module):
         for i, up in enumerate(self.ups):
             x = up(F.leaky_relu(x, SLOPE))
             if i == len(self.ups) - 1:
-                x = F.pad(x, (1, 0), mode="reflect")  # a centred STFT has one frame more than hops
+                x = F.pad(x, (1, 0), mode="reflect")  # a centred STFT has one more frame than hops
             x = x + self.source_resblocks[i](self.source_downs[i](spectrum))
             x = sum(block(x) for block in self.resblocks[i * kernels:(i + 1) * kernels]) / kernels
-        magnitude, phase = self.conv_post(F.leaky_relu(x)).chunk(2, dim=1)  # slope 0.01 here, as released
+        magnitude, phase = self.conv_post(F.leaky_relu(x)).chunk(2, dim=1)  # slope 0.01 here, as in the release
         magnitude = magnitude.exp().clamp(max=100.0)
         wave = torch.istft(torch.polar(magnitude, phase.sin()), self.config.n_fft, self.config.hop, window=self.window)
         return wave.clamp(-0.99, 0.99)
@@ -124,12 +123,12 @@ class Source(nn.Module):
         self.l_linear = nn.Linear(harmonics + 1, 1)
 
     def forward(self, f0: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """f0 [B, 1, n], one value a sample -> [B, 1, n] in -1..1. Start phases and noise come from `generator`."""
+        """f0 [B, 1, n], one value per sample -> [B, 1, n] in -1..1. Start phases and noise come from `generator`."""
         waves = self.harmonics + 1
         start = torch.rand(len(f0), waves, 1, generator=generator).to(f0.device) - 0.5
         start[:, 0] = 0
         noise = torch.randn(len(f0), waves, f0.shape[-1], generator=generator).to(f0)
-        # Turns, not radians, and in float64: a float32 sum drifts out of tune within seconds.
+        # In turns, not radians, and in float64: a float32 sum drifts out of tune within seconds.
         turns = (f0.double() / self.rate).cumsum(-1) * torch.arange(1, waves + 1, device=f0.device)[:, None]
         sines = SINE_AMPLITUDE * torch.sin(2 * math.pi * ((turns + start) % 1)).to(f0.dtype)
         uv = voiced(f0)
@@ -172,14 +171,14 @@ class Snake(nn.Module):
 
 
 class WeightNorm:
-    """Mixed into a convolution: its weight is weight_g * weight_v / |weight_v|, the norm taken per slice of dim 0.
+    """Mixin for a convolution: its weight is weight_g * weight_v / |weight_v|, with the norm per slice of dim 0.
 
-    These are the released names; torch's own parametrization has others.
+    These are the released names; torch's own parametrization uses others.
     """
 
     def __init__(self, *args: int, **kwargs: int):
         super().__init__(*args, **kwargs)
-        direction = self.weight  # the convolution's own parameter: it hides the property below until it is deleted
+        direction = self.weight  # the convolution's own parameter, which hides the property below until deleted
         del self.weight
         self.weight_v = direction
         self.weight_g = nn.Parameter(direction.detach().norm(dim=(1, 2), keepdim=True))
@@ -198,7 +197,7 @@ class NormedConvTranspose1d(WeightNorm, nn.ConvTranspose1d):
 
 
 def _source_down(bins: int, width: int, rate: int) -> nn.Conv1d:
-    """Brings the source's spectrum, at the last stage's frame rate, down to an earlier stage's."""
+    """Brings the source's spectrum from the last stage's frame rate down to an earlier stage's."""
     if rate == 1:
         return nn.Conv1d(bins, width, 1)
     return nn.Conv1d(bins, width, 2 * rate, stride=rate, padding=rate // 2)

@@ -17,16 +17,16 @@ from omnidiff_lite.evaluation.judges import AlignmentJudge, clip_pixels
 from omnidiff_lite.training.fit import fit
 
 SIZE, PATCH = 64, 8  # pixels
-POSITIONS = 77  # tokens of a caption, as CLIP
-HEAD = 32  # dimensions of an attention head
+POSITIONS = 77  # tokens of a caption, as in CLIP
+HEAD = 32  # dimensions per attention head
 
 
 def train_alignment_judge(config: JudgeConfig, text_tokenizer: PreTrainedTokenizerBase,
                           pictures: Sequence[tuple[PIL.Image.Image, str]], budget: Budget, seed: int
                           ) -> tuple[AlignmentJudge, pd.DataFrame]:
-    """A CLIP trained from nothing on (picture, caption) pairs by the contrastive loss.
+    """A CLIP trained from scratch on (picture, caption) pairs with the contrastive loss.
 
-    History: one row a step with loss and accuracy (of picture to caption within the batch).
+    History: one row per step with loss and accuracy (of picture to caption within the batch).
     """
     torch.manual_seed(seed)
     judge = AlignmentJudge(_clip(config, text_tokenizer), text_tokenizer)
@@ -50,8 +50,8 @@ def train_alignment_judge(config: JudgeConfig, text_tokenizer: PreTrainedTokeniz
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, group: Tensor) -> tuple[Tensor, dict[str, float]]:
     """CLIP's symmetric cross-entropy over unit vectors [n, dim]; items of one `group` [n] share a caption.
 
-    Equal captions are right answers to each other, so the target is shared among them; CLIP, whose captions hardly
-    repeat, takes the diagonal.
+    Equal captions are correct matches for each other, so the target is shared among them; CLIP, whose captions rarely
+    repeat, uses the diagonal.
     """
     logits = scale * images @ texts.T
     match = (group[:, None] == group[None, :]).float()

@@ -1,7 +1,7 @@
 """From packed rows to what the denoiser sees: choose what to predict, hide it, stack into tensors.
 
-The masks of a row depend on (seed, stage, step, row) alone: not on the number of processes, on the micro-batch, or on
-whether the run was resumed.
+The masks of a row depend only on (seed, stage, step, row): not on the number of processes, the micro-batch, or whether
+the run was resumed.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from omnidiff_lite.diffusion.corruption import bound_weight, corrupt, mask_rate,
 
 @dataclass(frozen=True)
 class Batch:
-    """Corrupted rows, [B, length] each unless said otherwise."""
+    """Corrupted rows, each tensor [B, length] unless stated otherwise."""
 
     input_ids: Tensor  # int64, masked positions replaced
-    targets: Tensor  # int64, the id to predict where one is, -100 elsewhere
+    targets: Tensor  # int64, the id to predict, -100 where there is none
     segment_ids: Tensor  # int64, -1 on padding
     position_ids: Tensor  # int64
     speech_frames: Tensor  # float32 [B, length, dim], 0 where there is no speech
     tasks: Tensor  # int64, index into the list of tasks, -1 on padding
-    weights: Tensor  # float32, of each position's loss; 0 where no answer is
-    time_weights: Tensor  # float32, a further factor of it: 1, or the bound's
-    masked_share: Tensor  # float32, of the answer that a position belongs to, -1 outside answers
+    weights: Tensor  # float32, of each position's loss; 0 outside answers
+    time_weights: Tensor  # float32, a further factor of the loss: 1, or the bound's
+    masked_share: Tensor  # float32, of all answers of the sample, -1 outside answers
 
     def to(self, device: torch.device) -> Batch:
         return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)))
 
 
 def derive_seed(*parts: int) -> int:
-    """One 63-bit seed from several numbers of at least 0, well mixed."""
+    """One well-mixed 63-bit seed from several non-negative numbers."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def choose_scored(row: PackedRow, config: TrainingConfig, denoiser: DenoiserConfig, seed: Sequence[int]) -> Tensor:
     """The positions of a row to predict, bool [length]; answers only.
 
-    Masked ones: tail pads at the rate gamma * t, one t a sample where `config.time` is "sequence" (the paper), one a
-    token where it is "token" (the released code). The share `config.suffix` of a task's samples have the end of each
-    answer masked instead, the share t of its tokens, pads like any other. For a causal denoiser, the autoregressive twin, the
-    whole answer.
+    Those masked: tail pads at gamma times the rate of other tokens, with one t per sample if `config.time` is "sequence" (the paper), one
+    per token if it is "token" (the released code). In a share `config.suffix` of a task's samples, the end of each
+    answer is masked instead: the share t of its tokens, pads included. For a causal denoiser, the autoregressive twin:
+    the whole answer.
     """
     labels = torch.from_numpy(row.labels)
     if denoiser.is_causal:
@@ -59,15 +59,16 @@ def choose_scored(row: PackedRow, config: TrainingConfig, denoiser: DenoiserConf
     generator = torch.Generator().manual_seed(derive_seed(*seed))
     times = _times(row, config, generator)
     from_left = _from_left(row, config, generator) if any(config.suffix.values()) else None
-    masked = corrupt(labels, labels == denoiser.pad_token_id, mask_rate(times, config.schedule), config.gamma, generator)
+    masked = corrupt(labels, labels == denoiser.pad_token_id, mask_rate(times, config.schedule), config.gamma,
+                     generator)
     return masked if from_left is None else torch.where(from_left, corrupt_suffix(answer_numbers(row), times), masked)
 
 
 def time_weights(row: PackedRow, config: TrainingConfig, denoiser: DenoiserConfig, seed: Sequence[int]) -> Tensor:
-    """The factor of each position's loss [length] that its time gives, for the times at which `choose_scored` masks.
+    """The factor that its time gives each position's loss [length], for the times at which `choose_scored` masks.
 
     1 with `loss_weight` "plain" and for a causal denoiser, whose loss is exact; else the bound's. Raises `ConfigError`
-    where each token has a time of its own: a likelihood is bounded by masks of one time.
+    if each token has its own time: bounding a likelihood needs masks of a single time.
     """
     if config.loss_weight == "plain" or denoiser.is_causal:
         return torch.ones(len(row.labels))
@@ -79,23 +80,24 @@ def time_weights(row: PackedRow, config: TrainingConfig, denoiser: DenoiserConfi
 
 
 def _times(row: PackedRow, config: TrainingConfig, generator: torch.Generator) -> Tensor:
-    """The noise level t of each position [length]; the first numbers drawn from `generator`."""
+    """The noise level t of each position [length]; the first draw from `generator`."""
     segments = torch.from_numpy(row.segment_ids)[None]
     return sample_time(segments, config.time, generator, segments)[0]
 
 
 def _from_left(row: PackedRow, config: TrainingConfig, generator: torch.Generator) -> Tensor:
-    """Whether a position's sample is one of those masked from some point on, bool [length]."""
-    shares = torch.tensor([config.suffix.get(task, 0.0) for task in row.tasks] + [0.0])  # segment -1 finds the last
+    """Whether a position's sample is one of those masked from some point onward, bool [length]."""
+    shares = torch.tensor([config.suffix.get(task, 0.0) for task in row.tasks] + [0.0])  # segment -1 takes the last
     return (torch.rand(shares.shape, generator=generator) < shares)[torch.from_numpy(row.segment_ids)]
 
 
 def collate(rows: Sequence[PackedRow], scored: Sequence[Tensor], tasks: Sequence[str], denoiser: DenoiserConfig,
             evenness: float = 0.0, factors: Sequence[Tensor] | None = None,
             task_weights: Mapping[str, float] = {}) -> Batch:
-    """Stack rows; the `scored` positions become the targets, and are hidden from all but a causal denoiser.
+    """Stack rows; the `scored` positions become the targets, and are masked unless the denoiser is causal.
 
-    `evenness` and `task_weights` as in `StageConfig` (`weights`). `factors` [length] each: `time_weights`; 1 where not given.
+    `evenness` and `task_weights` as in `StageConfig` (`weights`). `factors` [length] each: `time_weights`; 1 if not
+    given.
     """
     ids, labels, segments, positions = (torch.from_numpy(np.stack([getattr(row, name) for row in rows]))
                                         for name in ("input_ids", "labels", "segment_ids", "position_ids"))
@@ -114,21 +116,21 @@ def collate(rows: Sequence[PackedRow], scored: Sequence[Tensor], tasks: Sequence
 
 
 def answer_weights(row: PackedRow, evenness: float, task_weights: Mapping[str, float] = {}) -> Tensor:
-    """Weight of each position's loss [length]: 1 / answer length ** evenness in an answer, times the weight of its task
-    (1 unless given); 0 elsewhere.
+    """Weight of each position's loss [length]: 1 / answer length ** evenness in an answer, times its task's weight (1
+    unless given); 0 elsewhere.
 
-    The length is that of the whole answer with its tail pads, masked or not: answers weigh the same at every time t
-    and beside any others in the row, be they of another sample or of another turn of a conversation.
+    The length is that of the whole answer with its tail pads, masked or not: an answer weighs the same at every time t,
+    whatever else is in the row, be it another sample or another turn of a conversation.
     """
     answer = answer_numbers(row)
     lengths = torch.bincount(answer[answer >= 0], minlength=1).float()
-    factors = torch.tensor([task_weights.get(task, 1.0) for task in row.tasks] + [0.0])  # segment -1 finds the last
+    factors = torch.tensor([task_weights.get(task, 1.0) for task in row.tasks] + [0.0])  # segment -1 takes the last
     weights = factors[torch.from_numpy(row.segment_ids)] * lengths[answer.clamp_min(0)].clamp_min(1) ** -evenness
     return torch.where(answer >= 0, weights, 0.0)
 
 
 def answer_numbers(row: PackedRow) -> Tensor:
-    """Which answer of the row each position is of, from 0 in the order in which they stand, -1 outside: int64 [length]."""
+    """The answer that each position of the row belongs to, numbered from 0 in order, -1 outside: int64 [length]."""
     answers, segments = torch.from_numpy(row.labels) != IGNORE, torch.from_numpy(row.segment_ids)
     goes_on = torch.zeros_like(answers)
     goes_on[1:] = answers[:-1] & (segments[1:] == segments[:-1])
@@ -136,12 +138,13 @@ def answer_numbers(row: PackedRow) -> Tensor:
 
 
 def masked_share(row: PackedRow, masked: Tensor) -> Tensor:
-    """Share of each sample's answer, tail pads included, that is masked: [length], -1 where no answer is."""
+    """Masked share of each sample's answer, tail pads included: [length], -1 outside answers."""
     answers, segments = torch.from_numpy(row.labels) != IGNORE, torch.from_numpy(row.segment_ids)
-    hidden, whole = (torch.bincount(segments[here], minlength=max(1, len(row.tasks))) for here in (answers & masked, answers))
+    hidden, whole = (torch.bincount(segments[here], minlength=max(1, len(row.tasks)))
+                     for here in (answers & masked, answers))
     return torch.where(answers, (hidden / whole.clamp_min(1))[segments.clamp_min(0)], NO_ANSWER)
 
 
 def _task_ids(row: PackedRow, tasks: Sequence[str]) -> Tensor:
-    numbers = torch.tensor([tasks.index(task) for task in row.tasks] + [-1])  # segment -1 finds the last: padding
+    numbers = torch.tensor([tasks.index(task) for task in row.tasks] + [-1])  # segment -1 takes the last: padding
     return numbers[torch.from_numpy(row.segment_ids)]

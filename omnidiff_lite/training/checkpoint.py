@@ -1,13 +1,13 @@
-"""Checkpoints that survive a kill at any moment: whole or absent, checked by hash, safetensors and JSON only.
+"""Checkpoints that survive a kill at any moment: complete or absent, checked by hash, safetensors and JSON only.
 
     checkpoints/step-00000040/model.safetensors      weights by name
                               optimizer.safetensors  `<weight>.exp_avg` and so on
                               state.json             step, fingerprint of the configuration, hash of each file
 
-Sharded weights (FSDP2) make a folder in place of each of the first two (`training.shards`); either can be resumed by
-any number of processes, and so can what DeepSpeed keeps in parts (`training.zero`).
-Written beside its place, flushed to the disk, then renamed. Batches, masks and learning rate follow from the step, so
-no state of a sampler, scheduler or random generator is kept.
+With sharded weights (FSDP2) each of the first two is a folder (`training.shards`). Either form can be resumed by any
+number of processes, and so can what DeepSpeed keeps in parts (`training.zero`).
+A checkpoint is written under a temporary name, flushed to disk, then renamed. Batches, masks and learning rate follow
+from the step, so no sampler, scheduler or random generator state is kept.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ from omnidiff_lite.weights import CheckpointError
 
 KEEP = 2
 Optimizers = Sequence[torch.optim.Optimizer]
-GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)  # of sharded (FSDP2) states the whole
+GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)  # sharded (FSDP2) states made whole
 
 
 class Checkpoints:
     """The checkpoints of one training run: `save` after a step, `load` the newest good one."""
 
     def __init__(self, directory: str | Path, fingerprint: dict[str, Any]) -> None:
-        """`fingerprint`: flat, JSON-plain; whatever makes two runs different runs."""
+        """`fingerprint`: flat, plain JSON; everything that tells two runs apart."""
         self.directory = Path(directory)
         self.fingerprint = json.loads(json.dumps(fingerprint))
 
     def save(self, step: int, model: nn.Module, optimizers: Optimizers) -> None:
-        """Write the state after `step` steps and keep the last two. All processes call it: the first writes, or each
-        its part where weights are sharded.
+        """Write the state after `step` steps and keep the last two. All processes call it: the first writes, or, if
+        weights are sharded, each writes its part.
 
-        Raises `CheckpointError` on all of them where one cannot write (a full disk, say); what was half written is
-        gone then, and the checkpoint before stands.
+        Raises `CheckpointError` on all of them if one cannot write (a full disk, say); the half-written checkpoint is
+        then removed, and the previous one stays.
         """
         final = self.directory / f"step-{step:08d}"
         partial = final.with_name(final.name + ".partial")
@@ -94,10 +94,10 @@ class Checkpoints:
             self._forget()
 
     def load(self, model: nn.Module, optimizers: Optimizers) -> int:
-        """Load the newest good checkpoint in place; returns its step, 0 where there is none.
+        """Load the newest good checkpoint in place; returns its step, or 0 if there is none.
 
-        It may come from any number of processes, sharded or not. A damaged one is passed over with a warning, by all
-        processes alike. Raises `CheckpointError` where all are damaged, or where the run had another configuration; the
+        It may come from any number of processes, sharded or not. A damaged one is skipped with a warning, by all
+        processes alike. Raises `CheckpointError` if all are damaged, or if the run had another configuration; the
         message names what differs.
         """
         found = self._found()
@@ -121,14 +121,14 @@ class Checkpoints:
         return 0
 
     def same_run(self) -> bool:
-        """Whether there is nothing here, or the newest readable checkpoint is of this run."""
+        """Whether there is nothing here, or the newest readable checkpoint is from this run."""
         for path in self._found():
             with contextlib.suppress(OSError, ValueError, KeyError):
                 return json.loads((path / "state.json").read_text())["fingerprint"] == self.fingerprint
         return not self._found()
 
     def clear(self) -> None:
-        """Forget the run."""
+        """Delete the run's checkpoints."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _found(self) -> list[Path]:
@@ -151,16 +151,16 @@ class Checkpoints:
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """All weights by name, on the CPU; gathered where they are sharded.
+    """All weights by name, on the CPU; gathered if they are sharded.
 
-    Of several processes all must call it, and the first alone gets them.
+    With several processes, all must call it, and only the first gets them.
     """
     return _plain(get_model_state_dict(model, options=GATHERED))
 
 
 def tensors(model: nn.Module, optimizers: Optimizers) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """`weights`, and likewise the moments of all optimizers as `<weight>.<moment>`; only the first of several processes
-    gets what others have parts of."""
+    """`weights`, and likewise the moments of all optimizers as `<weight>.<moment>`; with several processes, only the
+    first gets tensors that others hold parts of."""
     if zero.is_partitioned(optimizers):
         return weights(model) if is_first() else {}, zero.moments(model, optimizers)
     moments = get_optimizer_state_dict(model, list(optimizers), options=GATHERED).get("state", {})
@@ -169,9 +169,9 @@ def tensors(model: nn.Module, optimizers: Optimizers) -> tuple[dict[str, Tensor]
 
 
 def restore(model: nn.Module, optimizers: Optimizers, weights: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
-    """Put what `tensors` gave back in place; optimizers keep their settings.
+    """Put back what `tensors` returned; optimizers keep their settings.
 
-    Raises `CheckpointError` where names differ.
+    Raises `CheckpointError` if names differ.
     """
     state: dict[str, dict[str, Tensor]] = {name: {} for name, _ in model.named_parameters()}
     kept = {tuple(name.rsplit(".", 1)): value for name, value in moments.items()}
@@ -192,12 +192,12 @@ def restore(model: nn.Module, optimizers: Optimizers, weights: dict[str, Tensor]
 
 
 def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors on the CPU, as safetensors wants them."""
+    """Contiguous tensors on the CPU, as safetensors requires."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 
 def _checked(path: Path) -> dict[str, Any]:
-    """The state of a checkpoint whose files are as they were written; each process reads through its share of them."""
+    """The state of a checkpoint whose files are as they were written; each process checks its share of them."""
     state = json.loads((path / "state.json").read_text())
     for name, digest in share(sorted(state["files"].items())):
         if _hash(path / name) != digest:
@@ -206,7 +206,7 @@ def _checked(path: Path) -> dict[str, Any]:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    """Of every file, by its path in the folder, once it is on the disk; each process takes its share of them."""
+    """Hashes of all files, by path in the folder, once they are on disk; each process handles its share."""
     files = share(sorted(path for path in folder.rglob("*") if path.is_file()))
     own = {path.relative_to(folder).as_posix(): _flushed_hash(path) for path in files}
     return {name: digest for part in gathered(own) for name, digest in part.items()}
@@ -223,7 +223,7 @@ def _flushed_hash(path: Path) -> str:
 
 
 def _flush(path: Path) -> None:
-    """Onto the disk: a file's bytes, or a folder's entries."""
+    """Flush a file's bytes, or a folder's entries, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

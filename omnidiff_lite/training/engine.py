@@ -13,29 +13,29 @@ from torch.distributed.tensor import DTensor
 
 
 class Engine:
-    """Alone, DDP and FSDP2: gradients are clipped, looked at, and given to each optimizer."""
+    """Single process, DDP and FSDP2: gradients are clipped, checked, and given to each optimizer."""
 
     def __init__(self, accelerator: Accelerator, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer],
                  clip: float) -> None:
-        """`module`, `optimizers`: as prepared by `accelerator`. `clip`: the largest norm of a gradient."""
+        """`module`, `optimizers`: as prepared by `accelerator`. `clip`: the largest gradient norm."""
         self.accelerator, self.module, self.optimizers, self.clip = accelerator, module, optimizers, clip
 
     def averaging(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """For one micro-batch, forward and backward. Gradients are averaged over the processes after the last only;
-        sharded ones after each, as what is not averaged yet is a gradient of the whole network on every GPU. Every way
-        it is the same sum."""
+        """Context for one micro-batch, forward and backward. Gradients are averaged over the processes only after the
+        last one; sharded ones after each, as until then every GPU holds a gradient of the whole network. The sum is
+        the same either way."""
         if last or self.accelerator.distributed_type is DistributedType.FSDP:
             return contextlib.nullcontext()
         return self.accelerator.no_sync(self.module)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a micro-batch's `loss`, a number, to those of the step."""
+        """Add the gradient of a micro-batch's scalar `loss` to the step's."""
         self.accelerator.backward(loss)
 
     def update(self, rate: float, look: Callable[[float], None]) -> float:
-        """One step of the optimizers at a learning rate; returns the gradient's norm before clipping.
+        """One step of the optimizers at a learning rate; returns the gradient norm before clipping.
 
-        `look` gets that norm first, and may raise: the weights are then what they were.
+        `look` gets that norm first, and may raise: the weights are then unchanged.
         """
         norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.clip)
         norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
@@ -47,15 +47,15 @@ class Engine:
         return norm
 
     def close(self) -> None:
-        """Let go of what hangs on the module."""
+        """Release what is attached to the module."""
 
 
 class ZeroEngine(Engine):
-    """DeepSpeed's, which reduces, clips (as its plugin says) and updates what each process keeps, by itself."""
+    """DeepSpeed's, which itself reduces, clips (as its plugin says) and updates the part that each process keeps."""
 
     @contextlib.contextmanager
     def averaging(self, last: bool) -> Iterator[None]:
-        """DeepSpeed averages after each micro-batch, into its own part alone, and steps after the last."""
+        """DeepSpeed averages after each micro-batch, only into each process's own part, and steps after the last."""
         self.module.set_gradient_accumulation_boundary(last)
         yield
 
@@ -64,7 +64,8 @@ class ZeroEngine(Engine):
         self.module.backward(loss)
 
     def update(self, rate: float, look: Callable[[float], None]) -> float:
-        """As above; DeepSpeed itself leaves out a step whose gradient is no number, and its norm is then infinite."""
+        """As above, but `look` comes after the step. DeepSpeed itself skips one whose gradient is not finite, and the
+        norm is then infinite."""
         for optimizer in self.optimizers:
             _set_rate(optimizer, rate)
         self.module.step()
@@ -73,13 +74,13 @@ class ZeroEngine(Engine):
         return norm
 
     def close(self) -> None:
-        """Its hooks and flat parts, which another stage of the same denoiser would meet."""
+        """Remove its hooks and flat parts, which would interfere with another stage of the same denoiser."""
         self.module.destroy()
 
 
 def engine_of(accelerator: Accelerator, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], clip: float
               ) -> Engine:
-    """The one that the launcher chose."""
+    """The engine that the launcher chose."""
     kind = ZeroEngine if accelerator.distributed_type is DistributedType.DEEPSPEED else Engine
     return kind(accelerator, module, optimizers, clip)
 

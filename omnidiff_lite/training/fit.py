@@ -22,10 +22,10 @@ def fit(module: nn.Module, loss: Loss, budget: Budget, *, name: str, seed: int =
         clip: float = 1.0, progress: bool = True) -> pd.DataFrame:
     """Train `module` in place for `budget.steps` steps; leaves it in eval mode.
 
-    `loss(step)` builds the batch of that step (from the step alone, so that a run is repeatable) and returns the loss
-    and figures to log. Returns one row a step: step, loss, seconds, learning_rate and those figures.
-    `budget.precision`: "bf16" is autocast round `loss`, where the device multiplies it. Trains on a GPU where there is
-    one, and hands the module back where it was.
+    `loss(step)` builds that step's batch (from the step alone, so that a run is repeatable) and returns the loss and
+    the figures to log. Returns one row per step: step, loss, seconds, learning_rate and those figures.
+    `budget.precision`: "bf16" runs `loss` under autocast if the device multiplies bfloat16. Trains on a GPU if there is
+    one, and moves the module back to its device.
     """
     torch.manual_seed(seed)
     home = next(module.parameters()).device

@@ -1,7 +1,7 @@
-"""What a launcher set up, checked against what was asked for, before anything trains.
+"""What a launcher set up, checked against what was requested, before anything trains.
 
-A launcher that does not find its hardware often says nothing: processes that train alone and write the same files, or
-data parallelism in place of sharding. So the run compares, and stops with what to change.
+A launcher that does not find its hardware often fails silently: processes train alone and write the same files, or use
+data parallelism instead of sharding. So the run compares, and stops with what to change.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from omnidiff_lite.training.step import TrainingError
 
 Kind = Literal["single", "ddp", "fsdp2", "zero2", "deepspeed"]
 ZERO_USUAL = {"ZERO_STAGE": "2", "CONFIG_FILE": "none", "OFFLOAD_OPTIMIZER_DEVICE": "none",
-              "OFFLOAD_PARAM_DEVICE": "none"}  # of what a launcher may ask of DeepSpeed
+              "OFFLOAD_PARAM_DEVICE": "none"}  # what a launcher may ask of DeepSpeed
 ZERO_BUCKET = 50_000_000  # gradients that DeepSpeed averages at a time: 200 MB
 LAYERS = ["Qwen2DecoderLayer", "Denoiser"]  # sharded and gathered one by one; the second: embeddings, head, adapter
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a run was meant to get; None where anything will do."""
+    """What a run was meant to get; None if anything will do."""
 
     processes: int | None = None
     kind: Kind | None = None
@@ -49,11 +49,11 @@ class Expected:
 
 
 def begin(config: TrainingConfig, rows: int, expected: Expected = Expected()) -> Accelerator:
-    """Join the processes that a launcher started: `accelerate launch` or `torchrun`; alone without one.
+    """Join the processes that a launcher started (`accelerate launch` or `torchrun`); without one, train alone.
 
-    `rows` a step divide among them. Mixed precision is `AnswerLoss`'s own affair, but for sharded weights, which are
-    gathered in it and whose gradients are averaged in float32. Raises `TrainingError` where the processes, their kind
-    or their device are not what the launcher was told to start, or not the `expected` ones.
+    `rows` per step are divided among them. `AnswerLoss` handles mixed precision itself, except for sharded weights,
+    which are gathered in it and whose gradients are averaged in float32. Raises `TrainingError` if the processes, their
+    kind or their device are not what the launcher was told to start, or not the `expected` ones.
     """
     if parse_flag_from_env("ACCELERATE_USE_MEGATRON_LM"):
         raise TrainingError("Megatron keeps optimizer states that these checkpoints cannot hold; "
@@ -77,7 +77,7 @@ def begin(config: TrainingConfig, rows: int, expected: Expected = Expected()) ->
 def join() -> int:
     """The number of processes that a launcher started and that now form one group; 1 without a launcher.
 
-    Raises `TrainingError` where they found no common device and would each do all of the work.
+    Raises `TrainingError` if they found no common device and would each do all of the work.
     """
     started = int(os.environ.get("WORLD_SIZE", 1))
     if PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).num_processes != started:
@@ -96,12 +96,12 @@ def kind_of(accelerator: Accelerator) -> Kind:
 
 
 def _device() -> str:
-    """Where the processes will train; accelerate says so only once its plugins are made."""
+    """Where the processes will train; accelerate says so only after its plugins are made."""
     return "cpu" if parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available() else "cuda"
 
 
 def _sharding(config: TrainingConfig) -> FullyShardedDataParallelPlugin:
-    """FSDP2 of this denoiser. The launcher's file chooses whether weights are let go of after the forward pass."""
+    """FSDP2 for this denoiser. The launcher's file decides whether weights are freed after the forward pass."""
     bf16 = matrix_dtype(config.precision, _device()) is torch.bfloat16
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else None
     return FullyShardedDataParallelPlugin(
@@ -110,23 +110,23 @@ def _sharding(config: TrainingConfig) -> FullyShardedDataParallelPlugin:
 
 
 def _deepspeed(config: TrainingConfig, rows: int) -> DeepSpeedPlugin:
-    """ZeRO-2 of weights in float32 (`AnswerLoss` computes in bfloat16); `rows`: of a process a step.
+    """ZeRO-2 with float32 weights (`AnswerLoss` computes in bfloat16); `rows`: per process and step.
 
-    What a launcher's file asks of DeepSpeed beyond that is refused: nothing here was tried with it.
+    Another stage, offloading or a configuration file of DeepSpeed's own is refused: none has been tested here.
     """
     if not is_deepspeed_available():
-        raise TrainingError("DeepSpeed is not installed (pip install 'deepspeed<0.20'); omnidiff_lite/configs/zero2.yaml "
-                            "shares the same among the GPUs by torch alone")
+        raise TrainingError("DeepSpeed is not installed (pip install 'deepspeed<0.20'); "
+                            "omnidiff_lite/configs/zero2.yaml shares the same among the GPUs by torch alone")
     other = {name: value for name, usual in ZERO_USUAL.items()
              if (value := os.environ.get(f"ACCELERATE_DEEPSPEED_{name}", usual).lower()) not in (usual, "none")}
     if other:
-        raise TrainingError(f"of DeepSpeed, stage 2 without offloading and without a file of its own is set up here; the "
-                            f"launcher asks for {other}: use omnidiff_lite/configs/deepspeed.yaml")
+        raise TrainingError("of DeepSpeed, stage 2 without offloading and without a file of its own is set up here; "
+                            f"the launcher asks for {other}: use omnidiff_lite/configs/deepspeed.yaml")
     if config.optimizer != "adamw":
         raise TrainingError("DeepSpeed takes one optimizer, and Muon brings AdamW for what is no inner matrix; use "
                             "--set training.optimizer=adamw, or omnidiff_lite/configs/zero2.yaml, which takes both")
     if _device() == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"  # else a GPU beside it would be taken
+        os.environ["DS_ACCELERATOR"] = "cpu"  # else it would take a GPU that is there
     plugin = DeepSpeedPlugin(zero_stage=2, gradient_accumulation_steps=1, gradient_clipping=config.clip)
     plugin.set_mixed_precision("no")
     plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.micro_rows or rows
@@ -137,7 +137,7 @@ def _deepspeed(config: TrainingConfig, rows: int) -> DeepSpeedPlugin:
 
 def _put_in_force(plugin: FullyShardedDataParallelPlugin | DeepSpeedPlugin, accelerator: Accelerator,
                   config: TrainingConfig) -> None:
-    """On a CPU accelerate drops either plugin without a word, though both share over gloo as well."""
+    """Put the plugin into effect: on a CPU accelerate silently drops either, though both also work over gloo."""
     if accelerator.num_processes == 1:
         raise TrainingError("one process has nothing to share; start it without accelerate launch, or more of them")
     if config.compile:

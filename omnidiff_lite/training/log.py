@@ -1,4 +1,4 @@
-"""The log of a training run: one CSV row a step, the same figures in TensorBoard."""
+"""The log of a training run: one CSV row per step, and the same figures in TensorBoard."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from omnidiff_lite.training.step import TrainingError
 class StepLog:
     """Appends rows to `log.csv`; a resumed run first drops the rows past its checkpoint.
 
-    All that writes raises `TrainingError` where it cannot (a full disk, say); what the file held before stands.
+    Every write raises `TrainingError` if it fails (a full disk, say); what the file held before stays.
     """
 
     def __init__(self, directory: str | Path, columns: list[str], start: int) -> None:
-        """`start`: the step at which this call begins; rows from there on are the work of a run that was cut off."""
+        """`start`: the step at which this call begins; rows from there on come from an interrupted run."""
         from torch.utils.tensorboard import SummaryWriter
 
         directory = Path(directory)
@@ -29,14 +29,14 @@ class StepLog:
         with self._writing():
             directory.mkdir(parents=True, exist_ok=True)
             kept = self._kept(start)
-            self.seconds = float(kept[-1].get("seconds") or 0) if kept else 0.0  # of training before this call
+            self.seconds = float(kept[-1].get("seconds") or 0) if kept else 0.0  # training time before this call
             self._begin(kept)
             self._file = self.path.open("a", newline="")
             self._writer = csv.DictWriter(self._file, self.columns)
             self._board = SummaryWriter(directory / "tensorboard", purge_step=start)
 
     def write(self, step: int, figures: dict[str, Any]) -> None:
-        """One row; it is in the file when this returns. A figure that is None is left empty."""
+        """Write one row; it is in the file when this returns. A figure that is None is left empty."""
         with self._writing():
             self._writer.writerow({"step": step, **figures})
             self._file.flush()
@@ -57,7 +57,7 @@ class StepLog:
                                 "mend it: the same command goes on from the last checkpoint") from error
 
     def _begin(self, kept: list[dict[str, str]]) -> None:
-        """The file with its head and what is kept of it."""
+        """Write the file with its header and the rows that are kept."""
         with written_whole(self.path) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
@@ -68,10 +68,10 @@ class StepLog:
             return []
         with self.path.open(newline="") as file:
             rows = list(csv.DictReader(file))
-        # A line that a kill cut short lacks its last fields: they come as None.
+        # A line cut short by a kill lacks its last fields, which are read as None.
         return [row for row in rows if None not in row.values() and int(row["step"]) < start]
 
 
 def read_log(path: str | Path) -> pd.DataFrame:
-    """The log as a table; floats come back to the last bit."""
+    """The log as a table; floats are restored to the last bit."""
     return pd.read_csv(path, float_precision="round_trip")

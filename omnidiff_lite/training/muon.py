@@ -1,6 +1,6 @@
-"""Muon for many small matrices: those of one shape in one stack, and each process its share of the stack.
+"""Muon for many small matrices: those of the same shape in one stack, and each process takes its share of the stack.
 
-torch's own Muon goes from matrix to matrix. On a GPU, which a small network keeps waiting for Python, that was most of
+torch's own Muon goes matrix by matrix. On a GPU, which with a small network keeps waiting for Python, that took most of
 a step; on a CPU, where every process of a group would compute every update, nearly a third.
 """
 
@@ -17,14 +17,14 @@ from omnidiff_lite.precision import matrix_dtype
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that drives singular values to 1 (Jordan et al., 2024)
 ROUNDS = 5
-AT_ONCE = 2**26  # numbers in one stack, so that large matrices go one by one
+AT_ONCE = 2**26  # numbers in one stack, so that large matrices are processed one by one
 
 
 class Muon(torch.optim.Muon):
-    """`torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`: the same state and, but for rounding, the same updates.
+    """`torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`: the same state and, up to rounding, the same updates.
 
-    In a process group the gradients must be the same everywhere, as DDP leaves them; all must step together. Sharded
-    matrices (FSDP2) are DTensors, which gather what a product needs: torch's own step takes them one by one.
+    In a process group the gradients must be the same everywhere, as DDP leaves them, and all must step together.
+    Sharded matrices (FSDP2) are DTensors, which gather what a product needs: torch's own step handles them one by one.
     """
 
     def __init__(self, parameters: Sequence[Tensor], lr: float, weight_decay: float = 0.0) -> None:
@@ -32,7 +32,7 @@ class Muon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """One update of every matrix that has a gradient; returns what `closure`, which is called first, does."""
+        """Update every matrix that has a gradient; returns the result of `closure`, which is called first."""
         matrices = [p for group in self.param_groups for p in group["params"]]
         if any(isinstance(p, DTensor) for p in matrices):
             return super().step(closure)
@@ -50,13 +50,13 @@ class Muon(torch.optim.Muon):
         return loss
 
     def _update(self, alike: Sequence[Tensor], lr: float, weight_decay: float, momentum: float) -> None:
-        """Of matrices of one shape; the rate is scaled to the size of AdamW's steps."""
+        """Update matrices of one shape; the rate is scaled to the size of AdamW's steps."""
         updates = shared(torch.stack(self._directions(alike, momentum))).to(alike[0].dtype)
         torch._foreach_mul_(alike, 1 - lr * weight_decay)
         torch._foreach_add_(alike, list(updates.unbind()), alpha=-lr * 0.2 * max(alike[0].shape) ** 0.5)
 
     def _directions(self, matrices: Sequence[Tensor], momentum: float) -> list[Tensor]:
-        """Nesterov's momentum: the gradients, leaning to their running means."""
+        """Nesterov momentum: the gradients, pulled towards their running means."""
         for p in matrices:
             if not self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
@@ -66,8 +66,8 @@ class Muon(torch.optim.Muon):
 
 
 def orthogonal(stack: Tensor) -> Tensor:
-    """Matrices [n, a, b] with their singular values driven to about 1, by Newton-Schulz rounds in bfloat16, or in float32
-    where the hardware multiplies no bfloat16."""
+    """Matrices [n, a, b] with singular values driven to about 1 by Newton-Schulz rounds in bfloat16, or in float32 if
+    the hardware does not multiply bfloat16."""
     a, b, c = COEFFICIENTS
     tall = stack.shape[1] > stack.shape[2]
     x = (stack.mT if tall else stack).to(matrix_dtype("bf16", stack.device))
@@ -79,7 +79,7 @@ def orthogonal(stack: Tensor) -> Tensor:
 
 
 def shared(stack: Tensor) -> Tensor:
-    """`orthogonal(stack)`, of which each process of a group does its share."""
+    """`orthogonal(stack)`; each process of a group computes its share."""
     if not dist.is_initialized() or (world := dist.get_world_size()) == 1:
         return orthogonal(stack)
     size = -(-len(stack) // world)

@@ -1,9 +1,9 @@
 """The parts that train before the denoiser, each from the embedded world's own data: tokenizers and judges.
 
     encoder, history = train_part("speech_encoder", preset, seed, cache)
-    waiting = side_by_side().submit(train_part, "image_tokenizer", preset, seed, cache)  # in a process of its own
+    waiting = side_by_side().submit(train_part, "image_tokenizer", preset, seed, cache)  # in a separate process
 
-A judge gets another seed and voices of its own: one that shared the model's data could share its mistakes.
+A judge gets a different seed and its own voices: one that shared the model's data could share its mistakes.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 CHARTS = 0.25  # share of the image tokenizer's pictures that are charts, maps, pages and signs
 ANSWERS = 0.25  # share of the speech tokenizer's recordings in the answer voice
 BLOCK = 512  # recordings
-JUDGE_SEED = 1000  # added to the run's
-Trained = tuple[Any, pd.DataFrame]  # the part in eval mode, and one row of figures a step
+JUDGE_SEED = 1000  # added to the run's seed
+Trained = tuple[Any, pd.DataFrame]  # the part in eval mode, and one row of figures per step
 
 
 def train_part(name: str, preset: Preset, seed: int, cache_dir: str | Path, needs: Any = None) -> Trained:
-    """Train one of `PARTS`, with its budget `preset.parts.<name>`. `needs`: for the speech decoder the speech tokenizer,
-    for the alignment judge the text tokenizer. Raises `ValueError` for another name."""
+    """Train one of `PARTS`, with its budget `preset.parts.<name>`. `needs`: the speech tokenizer for the speech
+    decoder, the text tokenizer for the alignment judge. Raises `ValueError` for an unknown name."""
     if name not in PARTS:
         raise ValueError(f"no part {name!r}: choose one of {', '.join(PARTS)}")
     torch.manual_seed(seed)
@@ -51,7 +51,7 @@ def train_part(name: str, preset: Preset, seed: int, cache_dir: str | Path, need
 
 def spoken(preset: Preset, split: str, n: int, seed: int, cache_dir: str | Path, workers: int = 0
            ) -> Iterator[Utterance]:
-    """`n` recordings of a split with their words; made once and kept in the cache, `BLOCK` in memory at a time."""
+    """`n` recordings of a split with their words; made once and cached, `BLOCK` in memory at a time."""
     said = utterances(split, n, seed, preset.world)
     for block in (said[i:i + BLOCK] for i in range(0, n, BLOCK)):
         waves = load_many([u.ref for u in block], workers=workers or _free_cores(), cache_dir=cache_dir)
@@ -60,7 +60,7 @@ def spoken(preset: Preset, split: str, n: int, seed: int, cache_dir: str | Path,
 
 def drawn(preset: Preset, split: str, n: int, seed: int, cache_dir: str | Path, charts: float = 0.0, workers: int = 0
           ) -> list[tuple[PIL.Image.Image, str]]:
-    """`n` pictures of a split with their captions, a share `charts` of them charts, which have none."""
+    """`n` pictures of a split with their captions; a share `charts` are charts, which have none."""
     shown = pictures(split, n, seed, preset.world, charts)
     images = load_many([p.ref for p in shown], workers=workers or _free_cores(), cache_dir=cache_dir,
                        size=preset.world.image_size)
@@ -68,7 +68,7 @@ def drawn(preset: Preset, split: str, n: int, seed: int, cache_dir: str | Path, 
 
 
 def _free_cores() -> int:
-    """Processes that draw and speak: the cores that this one may use, where a GPU does the training."""
+    """Number of processes that draw and speak: the cores this one may use, if a GPU does the training."""
     return torch.get_num_threads() if torch.cuda.is_available() else 0
 
 
@@ -86,7 +86,7 @@ def _speech_encoder(preset: Preset, seed: int, cache_dir: str | Path) -> Trained
 
 
 def _speech_tokenizer(preset: Preset, seed: int, cache_dir: str | Path) -> Trained:
-    """Hears everyone, and for a share of the recordings the one voice that it will have to write down to speak."""
+    """Hears all voices, and in a share of the recordings the one that the answers' tokens must encode."""
     budget = preset.parts.speech_tokenizer
     own = round(ANSWERS * budget.items)
     heard = chain(spoken(preset, "train", budget.items - own, seed, cache_dir),

@@ -1,9 +1,9 @@
-"""A sharded state on disk: each process writes its own part, and any number of processes reads them back.
+"""A sharded state on disk: each process writes its own part, and any number of processes can read them back.
 
 torch's distributed checkpointing, in safetensors: no pickle, and a part is an ordinary file of tensors whose metadata
-says where in the whole tensor it belongs.
+says where in the whole tensor each belongs.
 
-    step-00000040/model/shard-00001-model-00001-of-00001.safetensors       one a process
+    step-00000040/model/shard-00001-model-00001-of-00001.safetensors       one per process
                   optimizer/shard-00001-model-00001-of-00001.safetensors   `<weight>.exp_avg` and so on
 """
 
@@ -33,7 +33,7 @@ State = dict[str, Tensor]
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether each process holds a part of the weights."""
+    """Whether each process holds only a part of the weights."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
@@ -42,7 +42,7 @@ def write_shards(folder: Path, model: nn.Module, optimizers: Sequence[torch.opti
     for name, state in ((MODEL, get_model_state_dict(model)), (OPTIMIZER, _flat(_moments(model, optimizers)))):
         try:
             dcp.save(state, storage_writer=dcp.HuggingFaceStorageWriter(str(folder / name), save_distributed=True))
-        except CheckpointException as error:  # no Exception, and a page long
+        except CheckpointException as error:  # not an Exception, and a page long
             own = error.failures.get(torch.distributed.get_rank())
             if own is not None:
                 raise OSError(str(own[0])) from None
@@ -50,7 +50,7 @@ def write_shards(folder: Path, model: nn.Module, optimizers: Sequence[torch.opti
 
 
 def read_shards(folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Put what `write_shards` wrote in place, whatever the number of processes was and is, sharded or not."""
+    """Load what `write_shards` wrote, whatever the number of processes then and now, sharded or not."""
     state = get_model_state_dict(model)
     _read(folder / MODEL, state)
     set_model_state_dict(model, state)
@@ -65,9 +65,9 @@ def read_shards(folder: Path, model: nn.Module, optimizers: Sequence[torch.optim
 
 
 def denoiser_of(folder: str | Path, dtype: torch.dtype = torch.float32) -> Denoiser:
-    """The denoiser in one checkpoint of a run, sharded or whole: its sizes from the run's fingerprint.
+    """The denoiser in one checkpoint of a run, sharded or whole, with its sizes from the run's fingerprint.
 
-    Raises `CheckpointError` for a folder that is none.
+    Raises `CheckpointError` for a folder that is not a checkpoint.
     """
     folder = Path(folder)
     try:
@@ -96,13 +96,13 @@ def _moments(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> d
 
 
 def _moments_in(folder: Path, name: str, parameter: nn.Parameter) -> State:
-    """Those of one weight, whole."""
+    """The moments of one weight, whole."""
     found = {f"{name}.step": torch.zeros(1)} | {f"{name}.{key}": torch.empty(parameter.shape) for key in zero.MOMENTS}
     _read(folder, found)
     return {key.removeprefix(f"{name}."): value for key, value in found.items()}
 
 
 def _flat(moments: dict[str, Any]) -> State:
-    """`<weight>.<moment>`; a single number (the step) as a vector of one, which can be cut like any tensor."""
+    """`<weight>.<moment>`; a single number (the step) becomes a vector of one, which can be sharded like any tensor."""
     return {f"{name}.{key}": value if value.ndim else value.view(1)
             for name, values in moments["state"].items() for key, value in values.items()}

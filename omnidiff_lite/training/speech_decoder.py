@@ -1,7 +1,7 @@
-"""Training of the speech decoder's flow on one voice: tokens and waves in, a decoder that re-synthesises them out.
+"""Training the speech decoder's flow on one voice: tokens and waves in, a decoder that re-synthesises them out.
 
 The loss is conditional flow matching plus that of the prior mu (Matcha-TTS), on crops of whole tokens. Only the flow
-trains: Griffin-Lim has no weights, and HiFT is taken as released.
+trains: Griffin-Lim has no weights, and HiFT is used as released.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def train_speech_decoder(config: SpeechDecoderConfig, tokens: Sequence[Ids], wav
                          progress: bool = True) -> tuple[SpeechDecoder, pd.DataFrame]:
     """Train a decoder on utterances of one voice, given their speech tokens [n] at 12.5 Hz.
 
-    Every step takes `budget.batch` crops of `crop` tokens (32: 2.56 s). Utterances are joined end to end first, so that
-    none is too short to crop. Returns the decoder in eval mode and one row a step: loss, flow, prior.
+    Every step takes `budget.batch` crops of `crop` tokens (32: 2.56 s). Utterances are first joined end to end, so that
+    none is too short to crop. Returns the decoder in eval mode and one row per step: loss, flow, prior.
     `prior_weight` scales the loss of mu.
-    Raises `ValueError` where tokens and waves do not belong together, or are too few.
+    Raises `ValueError` if tokens and waves do not belong together, or are too few.
     """
     ids, mel = _joined(config, tokens, waves)
     crop = min(crop, len(ids) // 2)
@@ -50,7 +50,7 @@ def train_speech_decoder(config: SpeechDecoderConfig, tokens: Sequence[Ids], wav
 
 
 def _joined(config: SpeechDecoderConfig, tokens: Sequence[Ids], waves: Sequence[Waveform]) -> tuple[Tensor, Tensor]:
-    """All tokens [n] and their mel [mels, frame_count(n)], in one row.
+    """All tokens [n] and their mel [mels, frame_count(n)], joined.
 
     Token i covers the samples from i / 12.5 s on, so every wave is cut or padded to its tokens before they are joined.
     """
@@ -79,7 +79,7 @@ def _crops(ids: Tensor, mel: Tensor, crop: int, batch: int, rate: int,
 
 
 def _start_from_mean(decoder: SpeechDecoder, mel: Tensor) -> None:
-    """Give mu and the velocity the voice's mean mel to start from; from zero, many steps would go into finding it."""
+    """Start mu and the velocity from the voice's mean mel; from zero, they would need many steps to find it."""
     mean = mel.mean(dim=1)
     with torch.no_grad():
         decoder.flow.length_regulator.model[-1].bias.copy_(mean)

@@ -1,4 +1,4 @@
-"""Training of the speech encoder: CTC over characters, so that its frames carry what is said."""
+"""Training the speech encoder: CTC over characters, so that its frames carry what is said."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from omnidiff_lite.training.utterances import Utterance, draw, padded_length, sh
 def train_speech_encoder(config: SpeechEncoderConfig, utterances: Iterable[Utterance], budget: Budget,
                          seed: int = 0, *, name: str = "speech encoder", augment: bool = True,
                          progress: bool = True) -> tuple[SpeechEncoder, pd.DataFrame]:
-    """Train an encoder from nothing on (recording, text) pairs; also sets its feature statistics.
+    """Train an encoder from scratch on (recording, text) pairs; also sets its feature statistics.
 
-    Batches hold recordings of like length, padded to one of a few shapes. `augment`: other speeds, and parts of the
-    features hidden (see `utterances`), against over-fitting to the voices. Returns the encoder in eval mode and one row
-    a step: loss (nats per character). Raises `ValueError` where a text cannot be spelled in the CTC steps of its
+    Batches hold recordings of similar length, padded to one of a few shapes. `augment`: vary speeds and hide parts of
+    the features (see `utterances`), against over-fitting to the voices. Returns the encoder in eval mode and one row
+    per step: loss (nats per character). Raises `ValueError` if a text cannot be spelled in the CTC steps of its
     recording, or the alphabet does not fit.
     """
     check_alphabet(config.ctc_vocabulary, "speech_encoder")

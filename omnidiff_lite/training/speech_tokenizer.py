@@ -1,7 +1,7 @@
-"""Training of the speech tokenizer: recognition through the quantizer, so that its tokens carry what is said.
+"""Training the speech tokenizer: recognition through the quantizer, so that its tokens carry what is said.
 
-As in GLM-4-Voice, whose codebook learned inside a speech recogniser: voices differ, tokens should not. Here the
-recogniser is CTC over characters, several steps a token, read from each token and its two neighbours.
+As in GLM-4-Voice, whose codebook was learned inside a speech recogniser: voices differ, tokens should not. Here the
+recogniser is CTC over characters, several steps per token, read from each token and its two neighbours.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from omnidiff_lite.training.fit import fit
 from omnidiff_lite.training.utterances import Utterance, draw, padded_length, vary_speed
 
 CONTINUOUS = 0.2  # share of the steps in which the head reads the states themselves, before there is a codebook
-COMMITMENT = 0.25  # weight of the states' pull to their codes (van den Oord et al., 2017, beta)
-START_BATCHES = 8  # whose states the codebook starts from
+COMMITMENT = 0.25  # weight of the states' pull towards their codes (van den Oord et al., 2017, beta)
+START_BATCHES = 8  # batches whose states initialise the codebook
 
 
 class Codebook:
     """Codes as moving averages of the states that choose them (van den Oord et al., 2017, appendix A.1).
 
-    A code that is hardly chosen any more restarts at a state of the batch, so that none lies idle.
+    A code that is rarely chosen restarts at a state of the batch, so that none lies idle.
     """
 
     def __init__(self, embedding: nn.Embedding, seed: int, decay: float = 0.95, rare: float = 0.03) -> None:
-        """The weight [K, dim] is updated in place. `rare`: choices a batch, on average, below which a code restarts."""
+        """The weight [K, dim] is updated in place. `rare`: average choices per batch below which a code restarts."""
         self.embedding, self.decay, self.rare = embedding.requires_grad_(False), decay, rare
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -44,7 +44,7 @@ class Codebook:
     def start(self, batches: Sequence[Tensor], rounds: int = 8) -> None:
         """k-means of the states [n_i, dim] of some batches."""
         states = torch.cat(list(batches))
-        self.count, self.total = states.new_zeros(len(self.rows)), torch.zeros_like(self.rows)  # averages a batch
+        self.count, self.total = states.new_zeros(len(self.rows)), torch.zeros_like(self.rows)  # averages per batch
         self._restart(self.count < self.rare, states)
         for _ in range(rounds):
             self._average(states, torch.cdist(states, self.rows).argmin(1), weight=1.0)
@@ -72,11 +72,11 @@ class Codebook:
 def train_speech_tokenizer(config: SpeechTokenizerConfig, utterances: Iterable[Utterance], budget: Budget,
                            seed: int = 0, *, augment: bool = True,
                            progress: bool = True) -> tuple[SpeechTokenizer, pd.DataFrame]:
-    """Train a tokenizer from nothing on (recording, text) pairs of up to 30 s; `config.ctc_vocabulary` must be set.
+    """Train a tokenizer from scratch on (recording, text) pairs of up to 30 s; `config.ctc_vocabulary` must be set.
 
-    `augment`: recordings at other speeds, so that voices matter less. Returns it in eval mode and one row a step: loss,
-    ctc (nats per character), commitment (see `Quantized`) and the number of codes that the batch used; the last two
-    are 0 until the codebook starts. Raises `ValueError` where a text cannot be spelled in the CTC steps of its
+    `augment`: vary the recordings' speeds, so that voices matter less. Returns it in eval mode and one row per step:
+    loss, ctc (nats per character), commitment (see `Quantized`) and the number of codes that the batch used; the last
+    two are 0 until the codebook starts. Raises `ValueError` if a text cannot be spelled in the CTC steps of its
     recording, or the alphabet does not fit.
     """
     check_alphabet(config.ctc_vocabulary, "speech_tokenizer")

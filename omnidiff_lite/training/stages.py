@@ -1,4 +1,4 @@
-"""The three stages of section 3.3: one call runs one, on the tasks that the preset mixes in it."""
+"""The three stages of section 3.3: one call runs one stage, on the tasks that the preset mixes in it."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def run_stage(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser
               ) -> tuple[Denoiser, pd.DataFrame]:
     """Build the data of a stage, train, validate, and save `out_dir/denoiser`; returns the denoiser and its log.
 
-    `init`: what training starts from (changed in place if it is a Denoiser and one process trains); None draws fresh
-    weights, which only stage 1 may, and "scratch" draws them at any stage: what a stage is without those before it, or
-    all tasks at once. `causal`: the autoregressive twin, which sees only what came before; a causal
-    `init` without it goes on seeing both ways. On a CPU `training.processes` of them share each step's rows.
+    `init`: what training starts from (changed in place if it is a Denoiser and one process trains). None draws fresh
+    weights, allowed only in stage 1; "scratch" draws them at any stage, to train a stage without those before it, or
+    all tasks at once. `causal`: the autoregressive twin, which sees only earlier tokens; without it, a causal `init`
+    continues bidirectionally. On a CPU, `training.processes` processes share each step's rows.
     `datasets`: training samples by task in place of the embedded world's, and `held_out` those to validate on (none: no
-    validation). Under `out_dir`: denoiser/, log.csv, data.csv, validation.csv, tensorboard/, checkpoints/. The rest as
-    in `train_stage`. Under FSDP2 the denoiser comes back sharded; the saved one is whole.
-    Raises `TrainingError` for a missing `init`, one or data that the preset's switches do not fit, or a task without a
-    number of samples.
+    validation). Under `out_dir`: denoiser/, log.csv, data.csv, validation.csv, tensorboard/, checkpoints/. The rest is
+    as in `train_stage`. Under FSDP2 the denoiser is returned sharded; the saved one is whole.
+    Raises `TrainingError` for a missing `init`, an `init` or data that do not fit the preset's switches, or a task
+    without a number of samples.
     """
     mix, processes = stage_config(preset, stage).mix, usable(preset.training.processes)
     if processes == 1:
@@ -57,7 +57,7 @@ def run_stage(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser
         datasets, held_out = (world_data(preset, tokenizers, mix, split, seed, cache_dir, workers, progress)
                                for split in ("train", "validation"))
     _same_hearing(preset, datasets)
-    if processes > 1:  # each reads the world's data from the cache, where they are by now
+    if processes > 1:  # each reads the world's data from the cache, where it is by now
         del datasets, held_out
         together(processes, again)
         return Denoiser.from_pretrained(Path(out_dir) / "denoiser"), read_log(Path(out_dir) / "log.csv")
@@ -72,7 +72,7 @@ def run_stage(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser
 
 
 def _save(denoiser: Denoiser, out_dir: Path) -> None:
-    """What a stage leaves, written by the first process; all must call it, as sharded weights are gathered from all."""
+    """Save a stage's result from the first process; all must call it, as sharded weights are gathered from all."""
     processes, state = PartialState(), weights(denoiser)
     if processes.is_main_process:
         denoiser.save_pretrained(out_dir / "denoiser", state_dict=state)
@@ -80,7 +80,7 @@ def _save(denoiser: Denoiser, out_dir: Path) -> None:
 
 
 def new_denoiser(preset: Preset, tokenizers: Tokenizers, seed: int = 0, **fields: object) -> Denoiser:
-    """A denoiser of the preset's size with fresh weights; `fields` go to its configuration (`is_causal=True`: the
+    """A denoiser of the preset's size with fresh weights; `fields` go into its configuration (`is_causal=True`: the
     autoregressive twin)."""
     torch.manual_seed(derive_seed(seed))
     return Denoiser(DenoiserConfig.from_size(preset.denoiser, tokenizers.vocabulary,
@@ -107,7 +107,7 @@ def _start(preset: Preset, stage: int, tokenizers: Tokenizers, init: Denoiser | 
 
 
 def _as_preset(denoiser: Denoiser, wanted: DenoiserConfig) -> Denoiser:
-    """The denoiser itself, if it hears, embeds and answers as the preset has it."""
+    """The denoiser itself, if its speech input, step embedding and heads match the preset's."""
     for name in ("speech_input", "step_embedding", "head_starts"):
         own, other = getattr(denoiser.config, name), getattr(wanted, name)
         if own != other:
@@ -117,7 +117,7 @@ def _as_preset(denoiser: Denoiser, wanted: DenoiserConfig) -> Denoiser:
 
 
 def _same_hearing(preset: Preset, datasets: Datasets) -> None:
-    """Data of one's own may have been encoded for a denoiser that hears otherwise."""
+    """Refuse data that was encoded for a different speech input."""
     held = {task: samples if isinstance(samples, list) else samples.fetch([0]) for task, samples in datasets.items()}
     framed = [task for task, samples in held.items() if any(sample and len(sample.frames) for sample in samples)]
     if framed and preset.denoiser.speech_input == "discrete":

@@ -21,7 +21,7 @@ from omnidiff_lite.training.feed import Feed
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on; the message says why and what to change."""
+    """A run that cannot continue; the message says why and what to change."""
 
 
 class AnswerLoss(nn.Module):
@@ -43,12 +43,12 @@ class AnswerLoss(nn.Module):
 
 
 class Stepper:
-    """One optimizer step after the other, each from its number alone."""
+    """One optimizer step after another, each determined by its number alone."""
 
     def __init__(self, accelerator: Accelerator, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer],
                  feed: Feed, config: TrainingConfig, plan: StageConfig, seed: tuple[int, int],
                  seconds: float = 0.0) -> None:
-        """`module`, `optimizers`: as prepared by `accelerator`. `seconds`: of training before this call."""
+        """`module`, `optimizers`: as prepared by `accelerator`. `seconds`: training time before this call."""
         self.seconds, self.accelerator, self.module = seconds, accelerator, module
         self.engine = engine_of(accelerator, module, optimizers, config.clip)
         self.feed, self.config, self.plan, self.seed = feed, config, plan, seed
@@ -74,7 +74,7 @@ class Stepper:
         for number, batch in enumerate(batches, 1):
             with self.engine.averaging(last=number == len(batches)):
                 sums += self._backward(batch.to(self.accelerator.device), self.accelerator.num_processes / weight)
-        # --- Update, unless a number is none: the weights stay good ------------------------------------------------
+        # --- Update, unless a value is not finite: the weights stay good -----------------------------------------
         losses, counts = self._sum(sums).tolist()
         self._refuse_no_number(step, rate, "loss", losses)
         norm = self.engine.update(rate, lambda norm: self._refuse_no_number(step, rate, "gradient's norm", [norm]))
@@ -90,12 +90,12 @@ class Stepper:
                           for task, loss, n in zip(self.feed.tasks, losses, counts)}
 
     def _refuse_no_number(self, step: int, rate: float, what: str, values: Sequence[float]) -> None:
-        """`values`: the loss by task, or the norm; on all processes alike, as they are of all of them."""
+        """`values`: the loss by task, or the norm; the same on all processes, as they cover all of them."""
         if not math.isfinite(sum(values)):
             tasks = [task for task, loss in zip(self.feed.tasks, values) if what == "loss" and not math.isfinite(loss)]
             raise TrainingError(
-                f"step {step}: the {what} is {sum(values)}{' (' + ', '.join(tasks) + ')' if tasks else ''}; nothing was "
-                "updated. The same command goes on from the last checkpoint; where it comes again, start afresh "
+                f"step {step}: the {what} is {sum(values)}{' (' + ', '.join(tasks) + ')' if tasks else ''}; nothing "
+                "was updated. The same command goes on from the last checkpoint; where it comes again, start afresh "
                 f"(--fresh, or resume=False) with a lower learning rate (here {rate:g})")
 
     def _backward(self, batch: Batch, scale: Tensor) -> Tensor:
@@ -107,12 +107,12 @@ class Stepper:
         return sums.index_add_(1, tasks, torch.stack([losses.detach(), torch.ones_like(losses)]))
 
     def _tokens(self, batch: Batch) -> Tensor:
-        """What the weighted losses are divided by: the weight of the scored tokens (the released code's mean); in the
-        bound that of all tokens of the answers, which the scored ones stand for."""
+        """What the weighted losses are divided by: the weight of the scored tokens (the released code's mean); for the
+        bound, that of all answer tokens, which the scored ones stand for."""
         return batch.weights.sum() if self.config.loss_weight == "bound" else target_weights(batch).sum()
 
     def _sum(self, value: Tensor) -> Tensor:
-        """Over all processes."""
+        """The sum over all processes."""
         return self.accelerator.reduce(value.to(self.accelerator.device, torch.float32), reduction="sum")
 
 

@@ -1,12 +1,12 @@
 """One training stage of the denoiser (section 3.3 of the paper): packed rows, masked, scored where masked.
 
 Everything random follows from (seed, stage, step), so a run that was killed and resumed repeats the losses of an
-unbroken one: to the last bit on a CPU, on a GPU as far as its kernels repeat themselves. The speech encoder is frozen:
-its frames come with the data. Its adapter trains.
+uninterrupted one: to the last bit on a CPU, on a GPU as far as its kernels are deterministic. The speech encoder is
+frozen: its frames come with the data. Its adapter trains.
 
 A causal denoiser (`config.is_causal`) is the autoregressive twin: same data, rows and steps, but nothing is masked and
-every answer token is a target. A stage may begin like that (`left_to_right`), as the paper's backbone did: Dream-7B is
-a diffusion model that was an autoregressive Qwen2.5 before.
+every answer token is a target. A stage may begin like that (`left_to_right`), as the paper's backbone did: the
+diffusion model Dream-7B started as an autoregressive Qwen2.5.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ from omnidiff_lite.training.step import AnswerLoss, Stepper, TrainingError
 
 FIGURES = ["loss", "learning_rate", "gradient_norm", "tokens", "scored", "efficiency", "tokens_per_second",
            "data_seconds", "data_share", "seconds"]
-HOW = ("compile", "recompute", "processes", "micro_rows", "checkpoint_every")  # settings that may change when a run is resumed
+HOW = ("compile", "recompute", "processes", "micro_rows", "checkpoint_every")  # may change when a run is resumed
 # The code that decides what a step does.
-SOURCES = ("adapters.py", "backbone.py", "diffusion/corruption.py", "diffusion/loss.py", "data/packing.py", "precision.py",
-           "training/batches.py", "training/engine.py", "training/feed.py", "training/launch.py", "training/muon.py",
-           "training/optimizers.py", "training/step.py", "training/trainer.py")
-NOTES = ("transformers_version", "architectures", "dtype", "_name_or_path")  # beside a config's fields once it is saved
-VALIDATION = 4  # in place of a stage's number where masks are drawn
+SOURCES = ("adapters.py", "backbone.py", "diffusion/corruption.py", "diffusion/loss.py", "data/packing.py",
+           "precision.py", "training/batches.py", "training/engine.py", "training/feed.py", "training/launch.py",
+           "training/muon.py", "training/optimizers.py", "training/step.py", "training/trainer.py")
+NOTES = ("transformers_version", "architectures", "dtype", "_name_or_path")  # added to a config when it is saved
+VALIDATION = 4  # replaces the stage number when masks are drawn
 Resume = Literal[True, False, "auto"]
 Datasets = dict[str, Given]  # by task: lists of `EncodedSample`, or samples on disk (data/samples.py)
 
@@ -65,7 +65,7 @@ def stage_config(preset: Preset, stage: int) -> StageConfig:
 
 
 def learning_rate(config: StageConfig, step: int) -> float:
-    """Linear warm-up, then half a cosine to the `final` share of it; a function of the step alone."""
+    """Linear warm-up, then half a cosine down to the share `final` of the rate; a function of the step alone."""
     warmup = max(1, int(config.warmup * config.steps))
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
@@ -76,14 +76,13 @@ def learning_rate(config: StageConfig, step: int) -> float:
 def train_stage(preset: Preset, stage: int, denoiser: Denoiser, datasets: Datasets, out_dir: str | Path, seed: int = 0,
                 resume: Resume = True, progress: bool = True, stop_after: int | None = None,
                 expected: Expected = Expected()) -> pd.DataFrame:
-    """Train `denoiser` in place; returns one row a step, as in `out_dir/log.csv`. Leaves it in eval mode.
+    """Train `denoiser` in place; returns one row per step, as in `out_dir/log.csv`. Leaves it in eval mode.
 
-    `datasets`: encoded samples by task, at least those of the stage's mix. `resume`: True goes on from the newest good
-    checkpoint under `out_dir` and refuses another run's (other settings, data, weights or training code); "auto" starts
-    afresh there; False always does. `stop_after`:
-    end, with a checkpoint, after this many steps of the stage. Several processes (`accelerate launch`, `torchrun`)
-    share the rows, and under FSDP2 the weights, which then stay sharded; `expected`: what they should be.
-    Raises `TrainingError`, `PackingError`, `CheckpointError`.
+    `datasets`: encoded samples by task, at least those of the stage's mix. `resume`: True continues from the newest
+    good checkpoint under `out_dir` and refuses another run's (other settings, data, weights or training code); "auto"
+    starts afresh in that case; False always does. `stop_after`: end, with a checkpoint, after this many steps of the
+    stage. Several processes (`accelerate launch`, `torchrun`) share the rows and, under FSDP2, the weights, which then
+    stay sharded; `expected`: what these processes should be. Raises `TrainingError`, `PackingError`, `CheckpointError`.
     """
     config, plan = preset.training, stage_config(preset, stage)
     accelerator = begin(config, plan.rows, expected)
@@ -125,20 +124,20 @@ def train_stage(preset: Preset, stage: int, denoiser: Denoiser, datasets: Datase
 
 
 def _data_table(stream: PackedStream, steps: int) -> pd.DataFrame:
-    """What the steps were trained on: task, samples, and how often each was seen."""
+    """The training data of the steps: task, samples, and how often each was seen."""
     return pd.DataFrame([{"task": task, "samples": len(stream.data[task]), "repeats": times}
                          for task, times in stream.repeats(steps).items()])
 
 
 @torch.no_grad()
 def validate(preset: Preset, denoiser: Denoiser, datasets: Datasets, seed: int = 0, rows: int = 8) -> pd.DataFrame:
-    """Loss by task, the same masks at every call: columns task, loss, scored (tokens), samples.
+    """Loss by task, with the same masks at every call: columns task, loss, scored (tokens), samples.
 
-    `rows`: packed rows a forward pass. The denoiser is left in eval mode. Samples that are broken, or longer than a row,
-    are left out, as in training.
+    `rows`: packed rows per forward pass. The denoiser is left in eval mode. Samples that are broken, or too long for a
+    row, are left out, as in training.
     """
     module, device = AnswerLoss(denoiser.eval(), preset.training.precision), denoiser.device
-    # The paper's masks, so that the losses of all runs compare.
+    # The paper's masks, so that the losses of all runs are comparable.
     config = replace(preset.training, schedule="linear", suffix={}, time="sequence", gamma=TrainingConfig.gamma)
     records = []
     for task, given in datasets.items():
@@ -163,8 +162,8 @@ def _packing(config: TrainingConfig, denoiser: DenoiserConfig) -> dict[str, int]
 
 def fingerprint(preset: Preset, stage: int, denoiser: Denoiser, stream: PackedStream, device: torch.device
                 ) -> dict[str, Any]:
-    """What makes a run this run: code, settings, data, the numbers that its products run in and the weights it starts
-    from, flat and JSON-plain."""
+    """What identifies a run: code, settings, data, the dtype of its matrix products and the weights it starts from, as
+    flat, plain JSON."""
     training = {key: value for key, value in to_dict(preset.training).items()
                 if not isinstance(value, dict) and key not in HOW}
     plan = {key: value for key, value in to_dict(stage_config(preset, stage)).items() if key not in ("mix", "weights")}
@@ -190,7 +189,7 @@ def _digest(tensors: Iterable[Tensor]) -> str:
 
 
 def _same_everywhere(run: dict[str, Any]) -> None:
-    """Processes with other data or weights would average gradients of different things, and not notice."""
+    """Refuse processes with different data or weights: they would silently average unrelated gradients."""
     differ = sorted({key for other in gathered(run) for key in run if other.get(key) != run[key]})
     if differ:
         raise TrainingError(f"the processes do not train the same run: {', '.join(differ[:5])} differ among them; give "
@@ -199,7 +198,7 @@ def _same_everywhere(run: dict[str, Any]) -> None:
 
 def _resume(checkpoints: Checkpoints, denoiser: Denoiser, optimizers: Optimizers, resume: Resume,
             accelerator: Accelerator) -> int:
-    """The step to begin with."""
+    """The step to start from."""
     if resume == "auto" and not checkpoints.same_run():
         warnings.warn(f"{checkpoints.directory} holds another run: starting afresh", stacklevel=3)
         resume = False
@@ -226,10 +225,10 @@ def _log(out_dir: str | Path, stream: PackedStream, start: int, accelerator: Acc
 
 @contextlib.contextmanager
 def prepared(denoiser: Denoiser, config: TrainingConfig) -> Iterator[None]:
-    """In training mode, but for frozen parts; compiled for the fixed shape of training rows, recomputing activations,
-    where asked for.
+    """In training mode, except for frozen parts; compiled for the fixed shape of training rows and recomputing
+    activations, if so configured.
 
-    Afterwards the denoiser is in eval mode, sees what it saw before, and runs as before, at any length.
+    Afterwards the denoiser is in eval mode, is causal or not as before, and runs as before, at any length.
     """
     denoiser.train()
     for part in denoiser.modules():
@@ -256,7 +255,7 @@ def prepared(denoiser: Denoiser, config: TrainingConfig) -> Iterator[None]:
 
 
 def _compiler_found() -> bool:
-    """Whether there is a C++ compiler, without which torch.compile stops at the first step."""
+    """Whether there is a C++ compiler; without one, torch.compile fails at the first step."""
     found = any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))
     if not found:
         warnings.warn("training.compile: no C++ compiler (g++ or clang++) on this machine; training goes on without, "

@@ -1,4 +1,4 @@
-"""Recordings to train on: which make up a batch, how long it is, and how they are varied against over-fitting."""
+"""Training recordings: which form a batch, its padded length, and how they are varied against over-fitting."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from omnidiff_lite.media import Waveform
 Utterance = tuple[Waveform, str]  # a recording and its words
 
 WINDOW = 8  # batches whose items are sorted by length together
-SHAPES = 8  # how many padded lengths a run has, at most
+SHAPES = 8  # the most padded lengths in a run
 SPEED = 0.12  # a recording is played faster or slower by up to this share
-BANDS, BAND = 2, 0.15  # how many bands of mel bins are hidden, each up to this share of all
-STRETCH = 0.2  # seconds hidden, at most
+BANDS, BAND = 2, 0.15  # how many bands of mel bins are hidden, each up to this share of all bins
+STRETCH = 0.2  # the most seconds hidden
 
 
 def draw(lengths: Sequence[int], batch: int, step: int, seed: int) -> list[int]:
-    """Which items make up the batch of `step`, fixed by the seed and the step alone.
+    """The items in the batch of `step`, determined by the seed and the step alone.
 
-    Items come in epochs of shuffles. Each `WINDOW` batches share their items out by length, in random order of the
-    batches: little of a batch is padding then. `lengths` are those of the items.
+    Items are shuffled anew in each epoch. Every `WINDOW` batches distribute their items by length, in random batch
+    order, so that little of a batch is padding. `lengths` are those of the items.
     """
     window, place = divmod(step, WINDOW)
     first, last = window * WINDOW * batch, (window + 1) * WINDOW * batch
@@ -36,7 +36,7 @@ def draw(lengths: Sequence[int], batch: int, step: int, seed: int) -> list[int]:
 
 
 def padded_length(lengths: Sequence[int], longest: int, unit: int = 1) -> int:
-    """The longest of a batch, rounded up to one of `SHAPES` lengths, all multiples of `unit`, up to `longest`."""
+    """A batch's longest length, rounded up to one of `SHAPES` lengths, all multiples of `unit`, up to `longest`."""
     grain = unit * -(-longest // (SHAPES * unit))
     return min(longest, grain * -(-max(lengths) // grain))
 
@@ -44,7 +44,7 @@ def padded_length(lengths: Sequence[int], longest: int, unit: int = 1) -> int:
 def vary_speed(utterances: Iterable[Utterance], seed: int) -> Iterator[Utterance]:
     """Every recording at another speed, and so another pitch and timbre: more voices than were recorded.
 
-    Ko et al., 2015. The samples stay; only the rate that they are said to have changes.
+    Ko et al., 2015. The samples stay; only their stated rate changes.
     """
     rng = np.random.default_rng(seed)
     return ((Waveform(wave.samples, round(wave.rate * rng.uniform(1 - SPEED, 1 + SPEED))), text)
@@ -54,7 +54,7 @@ def vary_speed(utterances: Iterable[Utterance], seed: int) -> Iterator[Utterance
 def shown(batch: int, time: int, mels: int, rate: float, step: int, seed: int) -> Tensor:
     """SpecAugment (Park et al., 2019): which of the features [batch, time, mels] stay, 1.0 or 0.0.
 
-    Bands of mel bins and one stretch of time of every item are hidden; `rate` is in frames a second.
+    Bands of mel bins and one stretch of time are hidden in every item; `rate` is in frames per second.
     """
     generator = _generator(seed, 2, step)
     keep = ~_spans(batch, time, round(STRETCH * rate), generator)[:, :, None]

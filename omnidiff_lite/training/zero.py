@@ -1,6 +1,6 @@
-"""Moments that DeepSpeed's ZeRO-2 keeps in flat parts, one a process, as whole tensors by weight, and back.
+"""Moments that DeepSpeed's ZeRO-2 keeps in flat parts, one per process, as whole tensors by weight, and back.
 
-So its checkpoints are those of any other run: any number of processes resumes them, with DeepSpeed or without.
+So its checkpoints are like those of any other run: any number of processes can resume them, with or without DeepSpeed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def is_partitioned(optimizers: Sequence[torch.optim.Optimizer]) -> bool:
 def moments(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """`<weight>.<moment>`, and `<weight>.step`, whole and on the CPU; 0 before the first step.
 
-    All processes must call it, as each brings its part of every tensor; the first alone gets them.
+    All processes must call it, as each contributes its part of every tensor; only the first gets them.
     """
     from deepspeed.utils import safe_get_full_optimizer_state
 
@@ -40,9 +40,9 @@ def moments(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> di
 
 def restore(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer],
             moments_of: Callable[[str, nn.Parameter], dict[str, Tensor]]) -> None:
-    """Put moments in place, and the model's weights, as they now are, into the flat parts.
+    """Put moments in place, and the model's current weights into the flat parts.
 
-    `moments_of(name, weight)`: of one weight `exp_avg` and `exp_avg_sq`, shaped like it, and `step`, one number.
+    `moments_of(name, weight)`: one weight's `exp_avg` and `exp_avg_sq`, shaped like it, and `step`, one number.
     """
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
@@ -58,7 +58,7 @@ def restore(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer],
 
 
 def _begun(optimizers: Sequence[torch.optim.Optimizer]) -> torch.optim.Optimizer:
-    """DeepSpeed's optimizer, with moments of 0 where AdamW, which makes them at its first step, has none."""
+    """DeepSpeed's optimizer, with moments of 0 if AdamW, which creates them at its first step, has none yet."""
     from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
     (zero,) = optimizers
