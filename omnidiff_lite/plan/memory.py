@@ -76,7 +76,7 @@ def activations(config: DenoiserConfig, rows: int, length: int, scored: int, num
     kept = head_copy if recompute else copies
     saved = stack + kept + scored * hidden * w.work + 4 * logits
     # --- Candidates for the peak, besides the stack and the copies ----------------------------------------------------
-    gradient = w.work + (4 if numbers == "autocast" else 0)  # bytes per weight: autocast's bfloat16 and its float32 cast
+    gradient = w.work + (4 if numbers == "autocast" else 0)  # bytes per weight: bfloat16 of autocast, its float32 cast
     after_forward = copies + scored * hidden * w.work + w.work * logits - kept
     at_loss = scored * hidden * w.work + 3 * 4 * logits
     at_head = max(scored * hidden * w.work + w.work * logits + config.vocab_size * hidden * w.work,
