@@ -168,7 +168,7 @@ def _refuse_own(study: Study, key: str) -> None:
 
 
 def adjusted(study: Study, seeds: int | None = None, budget: dict[str, Any] | None = None) -> Study:
-    """The study with another number of seeds or another budget. Raises `ConfigError`, also for a part of the budget
+    """The study with another number of seeds and another budget. Raises `ConfigError`, also for a part of the budget
     that a variant sets itself: only the other variants would change, and (say) unequal numbers of steps be compared."""
     for key in budget or {}:
         _refuse_own(study, BUDGET + key)

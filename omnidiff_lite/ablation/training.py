@@ -91,7 +91,7 @@ class Trainer:
     @classmethod
     def of(cls, artifacts: Artifacts, progress: bool = True) -> Trainer:
         """A trainer with the run's own tokenizers, or the checkpoint's. Raises `MissingArtifact`, also for a run
-        without a checkpoint, which tells the study's numbers apart (`standing`)."""
+        without a checkpoint, by which a study's numbers are identified (`standing`)."""
         artifacts.require(artifacts.checkpoint, "02_training_the_tokenizers and on")
         return cls(artifacts, Tokenizers.from_pretrained(artifacts.finished_tokenizers()), progress=progress)
 

@@ -126,7 +126,7 @@ def _mmmu(model: Model, judges: Judges, samples: Sequence[Sample], settings: Set
 
 
 def _coco(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:
-    """Captions, or pictures drawn from them; a photograph has no known scene, so pictures are only judged."""
+    """Captions, or pictures drawn from them; a photograph has no known scene, so only the judges score pictures."""
     if samples[0].task == "captioning":
         return evaluate_captioning(model, samples, settings)[0]
     spoken = samples[0].task == "s2i"

@@ -96,7 +96,7 @@ def _lone(scene: Scene, half: str) -> Object | None:
 
 def _possible_cells(scene: Scene, half: str, hidden: Object) -> list[tuple[int, int]]:
     """Cells of the half where the object could equally stand: the caption would not change, and the two objects it
-    relates share a row or a column, as they always do. No caption says where a third object is."""
+    relates share a row or a column, as they always do. No caption says where a third object stands."""
     cells = []
     for cell in product(range(scene.grid), repeat=2):
         moved = tuple(replace(item, cell=cell) if item == hidden else item for item in scene.objects)
