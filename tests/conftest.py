@@ -1,4 +1,4 @@
-"""A tiny system with random weights: every part real, nothing learned."""
+"""A tiny system with random weights: every part is real, nothing is learned."""
 
 import dataclasses
 
@@ -46,6 +46,6 @@ def tiny_model(tiny_preset, tiny_tokenizers):
     torch.manual_seed(0)
     config = DenoiserConfig.from_size(tiny_preset.denoiser, tiny_tokenizers.vocabulary, tiny_preset.speech_encoder.dim)
     denoiser = Denoiser(config)
-    torch.nn.init.normal_(denoiser.lm_head.weight, std=0.5)  # decided answers: rounding must not choose between them
+    torch.nn.init.normal_(denoiser.lm_head.weight, std=0.5)  # clear-cut answers: rounding must not choose between them
     settings = settings_of(tiny_preset, lengths=AnswerLengths(text=8, spoken=20, spoken_text=6))
     return OmniDiffusion(denoiser, tiny_tokenizers, dataclasses.replace(settings, decoding={}))

@@ -28,7 +28,7 @@ KINDS = {"ddp": {"ACCELERATE_USE_FSDP": "false"},
          "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_RESHARD_AFTER_FORWARD": "true"},
          "zero2": {"ACCELERATE_USE_FSDP": "true", "FSDP_RESHARD_AFTER_FORWARD": "false"}}
 
-DEEPSPEED = {"ACCELERATE_USE_FSDP": "false", "ACCELERATE_USE_DEEPSPEED": "true"}  # where it is installed
+DEEPSPEED = {"ACCELERATE_USE_FSDP": "false", "ACCELERATE_USE_DEEPSPEED": "true"}  # if it is installed
 
 
 def preset(**settings):

@@ -73,7 +73,7 @@ def write_denoiser(folder: Path, vocabulary: Vocabulary, hidden: int, layers: in
     size = DenoiserSize(hidden_size=hidden, intermediate_size=4 * hidden, layers=layers, heads=4, kv_heads=2)
     config = DenoiserConfig.from_size(size, vocabulary, ENCODER.dim)
     denoiser = Denoiser(config)
-    torch.nn.init.normal_(denoiser.lm_head.weight, std=0.5)  # decided answers: rounding must not choose between them
+    torch.nn.init.normal_(denoiser.lm_head.weight, std=0.5)  # clear-cut answers: rounding must not choose between them
     unknown = ("is_causal", "speech_dim", "begin_of_audio_token_id", "context_of_audio_token_id")
     write_json(folder / "config.json", {k: v for k, v in config.released_dict().items() if k not in unknown}
                | {"torch_dtype": str(dtype).removeprefix("torch.")})

@@ -91,7 +91,7 @@ def text(tree: dict, **changes: object) -> str:
     (TRAINING, {"budget": {"stages": [4]}}, "budget.stages: expected some of 1, 2, 3"),
 ])
 def test_what_does_not_fit_is_one_clear_error_before_anything_runs(tmp_path, tree, changes, words):
-    with pytest.raises(ConfigError) as error:  # nothing is there to run with: that would be another error
+    with pytest.raises(ConfigError) as error:  # there is nothing to run with, which would be another error
         run_study(read_study(text(tree, **changes)), "smoke", artifacts=Artifacts.of("smoke", tmp_path))
     assert words in str(error.value) and "\n" not in str(error.value)
 
@@ -99,7 +99,8 @@ def test_what_does_not_fit_is_one_clear_error_before_anything_runs(tmp_path, tre
 def test_no_yaml_and_no_file_are_told():
     with pytest.raises(ConfigError, match="not YAML"):
         read_study("name: [\n")
-    with pytest.raises(ConfigError, match="no study 'nothing_of_the_kind': give a .yaml file, or one of .*steps_picture"):
+    with pytest.raises(ConfigError, match="no study 'nothing_of_the_kind': give a .yaml file, or one of "
+                                          ".*steps_picture"):
         read_study("nothing_of_the_kind")
     with pytest.raises(ConfigError, match="conclude missing"):
         read_study("name: a\nquestion: b\nkind: training\nmetrics: [loss]\n")
@@ -115,7 +116,7 @@ def test_a_shipped_study_fits_the_cpu_preset(name):
         assert study.seeds >= 3
 
 
-TOKENS_A_SECOND, STARTING = 5500, 31  # of training at cpu, on two cores; and seconds before a stage's second step
+TOKENS_A_SECOND, STARTING = 5500, 31  # of training at `cpu`, on two cores; and seconds before a stage's second step
 SECONDS_AN_ANSWER = {"text": 0.2, "speech": 0.6, "image": 0.5}  # decoded and judged, 16 at a time
 
 
@@ -292,7 +293,8 @@ def test_an_interaction_is_what_two_changes_add_to_the_sum_of_each():
 
 
 def test_a_heat_map_of_small_numbers_shows_their_digits():
-    axis = plots.heat_map(pd.DataFrame([[0.23, 0.25]], index=["a"], columns=["b", "c"]), limits=(0.2, 0.3), label="clip t").axes[0]
+    axis = plots.heat_map(pd.DataFrame([[0.23, 0.25]], index=["a"], columns=["b", "c"]), limits=(0.2, 0.3),
+                          label="clip t").axes[0]
     assert [t.get_text() for t in axis.texts] == ["0.23", "0.25"]
 
 
@@ -312,7 +314,8 @@ def test_every_column_is_found_in_the_items_of_its_evaluation():
         check_metric("asr", "tts_wer")
 
 
-def test_a_decoding_study_asks_the_checkpoint_with_each_variants_settings(tmp_path, monkeypatch, tiny_preset, tiny_model):
+def test_a_decoding_study_asks_the_checkpoint_with_each_variants_settings(tmp_path, monkeypatch, tiny_preset,
+                                                                          tiny_model):
     preset = preset_file(tiny_preset, tmp_path)
     loads = []
     monkeypatch.setattr(runner, "finished_system", lambda *_: loads.append(1) or (tiny_model, None))
@@ -321,9 +324,11 @@ def test_a_decoding_study_asks_the_checkpoint_with_each_variants_settings(tmp_pa
     values = cells_of(study_records(found))
     assert values["base", "passes"].value == 4 and values["half", "passes_minus_base"].value == -2
     assert 0 <= values["base", "pads"].value <= 100 and values["base", "length_error"].n == 3
-    longer = read_study(text(DECODING, variants={"half": {"steps": 2}, "more room": {"lengths.texts": {"text_qa": 12}}}))
+    longer = read_study(text(DECODING, variants={"half": {"steps": 2},
+                                                 "more room": {"lengths.texts": {"text_qa": 12}}}))
     again = run_study(longer, preset, artifacts=artifacts, progress=False)
-    assert [c.values for c in again.cells[:2]] == [c.values for c in found.cells], "cells that are done are not run again"
+    assert [c.values for c in again.cells[:2]] == [c.values for c in found.cells], (
+        "cells that are done are not run again")
     assert len(again.cells) == 3 and loads == [1, 1]
 
 
@@ -368,8 +373,8 @@ def wait_for(pattern: str, folder: Path, count: int, process: subprocess.Popen) 
 
 
 def test_a_killed_study_goes_on_where_it_stopped(tmp_path, monkeypatch, tiny_preset, tiny_model):
-    """SIGKILL in the middle of the second cell's training: the same command ends with what an unbroken run gives, leaves
-    the first cell alone, and takes the second up at its checkpoint."""
+    """SIGKILL in the middle of the second cell's training: the same command ends like an uninterrupted run, leaves the
+    first cell alone, and resumes the second from its checkpoint."""
     preset, declared = preset_file(tiny_preset, tmp_path), tmp_path / "pads.yaml"
     declared.write_text(text(TRAINING))
     changes = ["--set", "training.checkpoint_every=2", "--set", "training.stage1.learning_rate=0.01"]
@@ -520,7 +525,8 @@ def test_variants_share_the_stages_that_they_have_in_common():
         return found
 
     first = keys({})
-    assert keys({"training.stage3.evenness": 0.5})[:2] == first[:2] and keys({"training.stage3.evenness": 0.5})[2] != first[2]
+    assert keys({"training.stage3.evenness": 0.5})[:2] == first[:2] and (
+        keys({"training.stage3.evenness": 0.5})[2] != first[2])
     assert not set(keys({"training.gamma": 0.1})) & set(first) and not set(keys({}, seed=1)) & set(first)
     assert keys({"training.checkpoint_every": base.training.checkpoint_every + 1, "evaluation.items": 3}) == first
     assert keys({"training.samples.svqa": 7})[:2] == first[:2], "no task of stages 1 and 2"
@@ -567,7 +573,8 @@ def test_a_new_order_of_decoding_is_one_function(spread):
 
 
 def test_an_order_nobody_registered_is_an_error():
-    with pytest.raises(ConfigError, match="algorithm: expected one of random, confidence, margin, entropy; got 'spread'"):
+    with pytest.raises(ConfigError, match="algorithm: expected one of random, confidence, margin, entropy; "
+                                          "got 'spread'"):
         DecodingConfig(algorithm="spread")
 
 
@@ -606,7 +613,8 @@ def test_every_difference_has_a_name_of_its_own():
 
 def test_a_difference_shows_the_effect_from_the_records(tmp_path):
     study = read_study("steps_speech")
-    values = {(v.name, 0): {m: sums(np.arange(4.0) + 5 * (v.name == "0.25 L")) for m in study.metrics} for v in study.rows}
+    values = {(v.name, 0): {m: sums(np.arange(4.0) + 5 * (v.name == "0.25 L")) for m in study.metrics}
+              for v in study.rows}
     found = Outcome(study, [Cell(row, seed, metrics, 1.0, {}) for (row, seed), metrics in values.items()])
     write_records(tmp_path / "ablation_steps_speech.json", with_provenance(study_records(found), found.origin))
     table = difference_table(tmp_path).set_index("what")["measured effect [95 %]"]
@@ -638,7 +646,8 @@ def test_the_report_shows_what_studies_found(tmp_path):
     write_records(artifacts.metrics / "ablation_few_steps.json",
                   with_provenance(study_records(found), {"preset": "smoke"} | found.origin))
     page = write_report(artifacts).read_text()
-    assert all(words in page for words in ("How few?", "steps 2, temperature 0.5", "paper against released code", "Yes. No."))
+    assert all(words in page for words in ("How few?", "steps 2, temperature 0.5", "paper against released code",
+                                           "Yes. No."))
 
 
 def test_a_study_with_other_seeds_and_budget_keeps_the_rest():

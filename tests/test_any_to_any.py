@@ -65,7 +65,7 @@ class Exact:
     """Tokenizers that lose nothing; with `blank`, of pictures and voices everything."""
 
     def __init__(self, blank=False):
-        self.image = torch.nn.Linear(1, 1)  # of which only the device is asked
+        self.image = torch.nn.Linear(1, 1)  # only its device is looked at
         self.image.config = SimpleNamespace(generation_size=64)
         self.image.encode = lambda pixels: pixels * (not blank) + blank
         self.image.decode = lambda pixels: pixels

@@ -1,4 +1,4 @@
-"""Less work for nearly the same answer: caches, sure tokens at once, early stops, the cosine schedule."""
+"""Less work for nearly the same answer: caches, committing sure tokens at once, early stops, the cosine schedule."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_cached_passes_run_fewer_positions(model, monkeypatch):
     sizes.clear()
     decode(model, prompts(20), config.replace(cache="dual"))
     assert sizes[0] == sizes[4] == 28 and sizes[1] <= 9
-    assert sizes[-1] <= 3  # a mask, where it is read, and the token fixed last
+    assert sizes[-1] <= 3  # a mask, the position it is read at, and the token fixed last
 
 
 def test_short_rows_repeat_their_first_column():

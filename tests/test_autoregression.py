@@ -1,4 +1,4 @@
-"""The autoregressive twin: left to right, cached, on the diffusion's canvases, and behind the same pipeline."""
+"""The autoregressive twin: left to right, cached, on the diffusion model's canvases, and behind the same pipeline."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_sampling_is_seeded(model):
     state = torch.get_rng_state()
     draws = [decode_autoregressive(model, prompts(4), config.replace(seed=s)).ids for s in (0, 0, 1)]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
-    assert torch.equal(torch.get_rng_state(), state)  # nobody else's random numbers are used up
+    assert torch.equal(torch.get_rng_state(), state)  # the global random state is left alone
     cold = [decode_autoregressive(model, prompts(4), config.replace(seed=s, temperature=0.0)).ids for s in (0, 1)]
     assert torch.equal(*cold)
 

@@ -1,4 +1,4 @@
-"""The denoiser: who sees whom, what forward can be asked for, checkpoints in both layouts, what does not fit."""
+"""The denoiser: which token sees which, what forward can return, checkpoints in both layouts, what does not fit."""
 
 from __future__ import annotations
 

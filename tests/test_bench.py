@@ -1,4 +1,4 @@
-"""Ways of decoding compared in turn, and the bench made of them: who is asked, what is counted, which rows come."""
+"""Ways of decoding compared in turn, and the bench made of them: which model is asked, what is counted, which rows."""
 
 from __future__ import annotations
 

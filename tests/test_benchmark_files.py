@@ -1,6 +1,6 @@
-"""Real benchmarks' files as published: what each reads back as, how the rows are scored, and every fault's message.
+"""Real benchmarks' files as published: what is read from each, how the rows are scored, and every fault's message.
 
-The directories are made here, a few rows each, in the layouts of the published archives.
+The directories are made here, with a few rows each, in the layouts of the published archives.
 """
 
 import io
@@ -489,7 +489,7 @@ FIXTURES = {"seed2plus": "seed"}
 def test_a_fault_names_its_place_and_the_mend(fault, request):
     name, spoil, message = FAULTS[fault]
     directory = request.getfixturevalue(FIXTURES.get(name, name))
-    read_benchmark(name, directory)  # without a fault before
+    read_benchmark(name, directory)  # fine before the fault
     spoil(directory)
     with pytest.raises(BenchmarkError, match=message) as raised:
         read_benchmark(name, directory)

@@ -1,4 +1,4 @@
-"""Canvases: what is laid out where, what may stand there, and how an answer is read off."""
+"""Canvases: what is laid out where, which ids each position allows, and how an answer is read off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: exact, whole or absent, of one run, and mended from the one before."""
+"""Checkpoints: exact, whole or absent, from one run, and replaced by the previous one if damaged."""
 
 from __future__ import annotations
 

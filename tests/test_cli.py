@@ -56,8 +56,8 @@ def test_a_users_own_folder_is_tokenized_and_trained_on(results, tmp_path, capsy
     assert list(samples) == ["asr"] and all(len(s.frames) > 4 for s in samples["asr"].fetch(range(4)))
 
     capsys.readouterr()
-    change = ["--set", "training.stage1.steps=2", "--set", "training.stage1.mix.text_qa=0", "--set", "training.stage1.rows=2",
-              "--set", "training.stage1.mix.t2i=0"]
+    change = ["--set", "training.stage1.steps=2", "--set", "training.stage1.mix.text_qa=0",
+              "--set", "training.stage1.rows=2", "--set", "training.stage1.mix.t2i=0"]
     files = [str(tmp_path / f"{task}-ids") for task in ("captioning", "asr")]
     assert main(["train", "--preset", str(results), "--stage", "1", "--data", *files, *change]) == 0
     assert "last loss" in capsys.readouterr().out
@@ -150,7 +150,8 @@ def test_a_benchmark_is_shown_beside_the_paper_and_filed_as_an_evaluation_is(res
     (["benchmark", "libritts", "nowhere", "--set", "decoding.asr.steps=4"],
      "decoding.asr.steps has no effect on evaluating tts: change keys of evaluation, judges or decoding.tts"),
     (["benchmark", "pope", "nowhere", "--set", "world.max_seconds=4"], "world.max_seconds has no effect on"),
-    (["benchmark", "coco", "nowhere", "--part", "t2i", "--set", "decoding.s2i.steps=4"], "no effect on evaluating t2i:"),
+    (["benchmark", "coco", "nowhere", "--part", "t2i", "--set", "decoding.s2i.steps=4"],
+     "no effect on evaluating t2i:"),
     (["benchmark", "coco", "nowhere", "--part", "vqa"], "no part 'vqa' of coco; choose one of captioning, t2i, s2i"),
     (["benchmark", "coco", "nowhere", "--part", "t2i", "--speaker", "ann"], "which is not asked for; leave it out"),
     (["generate"], "no input"),
@@ -166,7 +167,8 @@ def test_errors_are_one_line_with_the_mend(tmp_path, monkeypatch, capsys, argume
 
 @pytest.mark.parametrize("arguments", [
     ["data", "--task", "asr", "--n", "-3"], ["evaluate", "asr", "--items", "-1"],
-    ["benchmark", "pope", "x", "--items", "0"], ["bench", "--items", "0"], ["bench", "--repeats", "0"], ["ablate", "steps_speech", "--seeds", "0"]])
+    ["benchmark", "pope", "x", "--items", "0"], ["bench", "--items", "0"], ["bench", "--repeats", "0"],
+    ["ablate", "steps_speech", "--seeds", "0"]])
 def test_a_number_of_nothing_is_refused(capsys, arguments):
     with pytest.raises(SystemExit):
         main(arguments)
@@ -186,5 +188,6 @@ def test_a_users_own_references_are_read_off_the_messages():
 
     sample = with_references(Sample(build_messages("vqa", "what is it", answer="a ring"), ["a.png"], task="vqa"))
     assert sample.meta["answer"] == "a ring" and sample.meta["question"] == "what is it"
-    assert with_references(Sample(build_messages("t2i", "a ring", answer=""), ["a.png"], task="t2i")).meta["caption"] == "a ring"
+    assert with_references(Sample(build_messages("t2i", "a ring", answer=""), ["a.png"], task="t2i")
+                           ).meta["caption"] == "a ring"
     assert np.all(with_references(Sample([], meta={"answer": "kept"})).meta["answer"] == "kept")

@@ -1,4 +1,4 @@
-"""Presets: full size is the default, small ones name what differs, and nothing misspelt slips through."""
+"""Presets: full size is the default, small ones name what differs, and no misspelling slips through."""
 
 import json
 

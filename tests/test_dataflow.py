@@ -192,7 +192,8 @@ def test_shards_in_memory_and_raw_give_the_same_rows(folder):
     tokenize_files([folder / "text.jsonl"], folder / "ids", toys.ToyParts, SIZES, shard_rows=7)
     shards, raw = read_shards([folder / "ids"]), sources(folder)
     held = {"text_qa": raw["text_qa"].fetch(range(20))}
-    rows = [PackedStream(data, {"text_qa": 1}, 64, 4, 0, max_tail_pads=4, **IDS).batch(3) for data in (shards, raw, held)]
+    rows = [PackedStream(data, {"text_qa": 1}, 64, 4, 0, max_tail_pads=4, **IDS).batch(3)
+            for data in (shards, raw, held)]
     assert same(rows[0], rows[1]) and same(rows[0], rows[2])
 
 
@@ -252,7 +253,7 @@ def test_the_log_tells_how_long_a_step_waited_for_data(tmp_path, monkeypatch):
 def test_broken_samples_are_named_and_left_out(folder):
     (folder / "clips/3.wav").write_bytes(b"no sound")
     with (folder / "clips/5.wav").open("r+b") as file:
-        file.truncate(44 + 100)  # the head promises more: found when it is decoded
+        file.truncate(44 + 100)  # the header promises more: found during decoding
     lines(folder / "text.jsonl", [text_row(0), "{", text_row(1)])
     log = BrokenLog(folder / "broken.jsonl", most=10, share=0.9)
     packed = stream(sources(folder, log=log))
@@ -262,7 +263,8 @@ def test_broken_samples_are_named_and_left_out(folder):
     assert {Path(entry["where"].split(",")[0]).name + entry["where"].split(",")[1] for entry in known} == {
         "speech.jsonl line 4", "speech.jsonl line 6", "text.jsonl line 2"}
     assert any("3.wav: not a readable recording" in entry["reason"] for entry in known)
-    assert BrokenLog(folder / "broken.jsonl").known == {e["where"]: e["reason"] for e in known}, "a resumed run knows them"
+    assert BrokenLog(folder / "broken.jsonl").known == {e["where"]: e["reason"] for e in known}, (
+        "a resumed run knows them")
 
 
 def test_each_process_has_a_log_of_its_own(tmp_path, monkeypatch):
@@ -277,7 +279,8 @@ def test_past_the_limits_the_run_stops_with_the_cause():
     for n in range(2):
         number.skip(f"a.jsonl, line {n}", "is silent")
     number.skip("a.jsonl, line 0", "is silent")  # known already
-    with pytest.raises(DataError, match=r"3 samples are broken and 2 are allowed, the last one a.jsonl, line 7: no picture"):
+    with pytest.raises(DataError, match=r"3 samples are broken and 2 are allowed, "
+                                        r"the last one a.jsonl, line 7: no picture"):
         number.skip("a.jsonl, line 7", "no picture")
     share = BrokenLog(share=0.01)
     share.saw(99)
@@ -327,7 +330,8 @@ def test_a_killed_run_leaves_no_worker_and_goes_on(folder):
     workers = psutil.Process(owner.pid).children(recursive=True)
     owner.kill()
     owner.wait()
-    wait_until(lambda: not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers), 60)
+    wait_until(lambda: not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers),
+               60)
     made = {path.name: path.stat().st_mtime_ns for path in (folder / "ids").glob("shard-*.safetensors")}
     assert 0 < len(made) <= 2 and not (folder / "ids/index.json").exists()
     index = tokenize_files([folder / "speech.jsonl"], folder / "ids", toys.ToyParts, SIZES, shard_rows=2)
@@ -415,7 +419,8 @@ def test_tokenize_leaves_broken_samples_out_and_stops_past_the_limit(folder):
     index = tokenize_files([folder / "speech.jsonl"], folder / "ids", toys.ToyParts, SIZES, shard_rows=6, share=0.5)
     assert index["broken"] == 2 and [entry["samples"] for entry in index["shards"]] == [4, 6]
     reasons = (folder / "ids/broken.jsonl").read_text()
-    assert "line 4" in reasons and "3.wav, which is not there" in reasons and "4.wav: not a readable recording" in reasons
+    assert ("line 4" in reasons and "3.wav, which is not there" in reasons
+            and "4.wav: not a readable recording" in reasons)
     with pytest.raises(DataError, match=r"2 of 12 samples are broken and a share of 0\.01"):
         tokenize_files([folder / "speech.jsonl"], folder / "more", toys.ToyParts, SIZES, shard_rows=6)
 
@@ -425,7 +430,8 @@ def test_a_full_disk_is_named(folder, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("omnidiff_lite.data.shards.save_file", full)
-    with pytest.raises(DataError, match=r"shard-00000\.safetensors: cannot be written .*No space left.*make room and run"):
+    with pytest.raises(DataError, match=r"shard-00000\.safetensors: cannot be written .*No space left.*"
+                                        r"make room and run"):
         tokenize_files([folder / "text.jsonl"], folder / "ids", toys.ToyParts, SIZES)
 
 
@@ -440,10 +446,12 @@ def test_a_vanished_or_cut_shard_is_named_before_and_during_a_run(folder):
     with pytest.raises(GoneError, match=r"shard-00001\.safetensors: has \d+ bytes, the index says"):
         read_shards([folder / "ids"])
     lost.unlink()
-    with pytest.raises(GoneError, match=r"shard-00001\.safetensors: the file is gone .*goes on from the last checkpoint"):
+    with pytest.raises(GoneError, match=r"shard-00001\.safetensors: the file is gone .*"
+                                        r"goes on from the last checkpoint"):
         for step in range(10):
             packed.batch(step)
-    with pytest.raises(GoneError, match=r"shard-00001\.safetensors: is gone, .*delete it and run omnidiff tokenize again"):
+    with pytest.raises(GoneError, match=r"shard-00001\.safetensors: is gone, .*"
+                                        r"delete it and run omnidiff tokenize again"):
         read_shards([folder / "ids"])
     lost.write_bytes(data)
     assert len(read_shards([folder / "ids"])["text_qa"]) == 20

@@ -41,7 +41,7 @@ def test_schedule():
     assert transfers(260, 260) == [1] * 260 and sum(transfers(260, 10)) == 260
     assert len(plan(48, 48, 48, block_length=16)) == 48
     assert [(s.start, s.stop) for s in plan(10, 10, 10, block_length=4) if s.last] == [(0, 4), (4, 8), (8, 10)]
-    # Quirks that the released code has, and its results hang on: see the recorded behaviours.
+    # Quirks of the released code that its results depend on: see the recorded behaviours.
     assert plan(48, 48, 24, block_length=1) == [] and len(plan(100, 53, 100, block_length=53)) == 52
     assert len(plan(129, 128, 129, block_length=32)) == 128  # begin-of-audio pre-filled: the last block is missing
 
@@ -163,7 +163,7 @@ def test_the_trace_tells_what_happened(model):
     assert len(result.history) == 4 and torch.equal(result.history[-1], result.ids)
     for step, canvas in enumerate(result.history):
         assert torch.equal(canvas != V.mask, result.decided <= step)
-    assert (result.confidence <= 0).all()  # minus an entropy
+    assert (result.confidence <= 0).all()  # a negative entropy
 
 
 def test_a_predicted_mask_stays_masked(model):
@@ -239,7 +239,7 @@ def test_sampling_is_seeded(model):
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
     state = torch.get_rng_state()
     decode(model, prompts(4), config)
-    assert torch.equal(torch.get_rng_state(), state)  # nobody else's random numbers are used up
+    assert torch.equal(torch.get_rng_state(), state)  # the global random state is left alone
 
 
 # --- guidance -------------------------------------------------------------------------------------------------------

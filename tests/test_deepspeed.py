@@ -1,4 +1,5 @@
-"""DeepSpeed's ZeRO-2 on two processes: the losses of one, checkpoints that either resumes. Skipped where it is not."""
+"""DeepSpeed's ZeRO-2 on two processes: the same losses as one process, checkpoints that either can resume. Skipped
+where it is not installed."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from omnidiff_lite.training.log import read_log
 from omnidiff_lite.training.shards import denoiser_of
 from omnidiff_lite.training.step import TrainingError
 
-installed = pytest.mark.skipif(not is_deepspeed_available(), reason="DeepSpeed is not installed (pip install 'deepspeed<0.20'); "
+installed = pytest.mark.skipif(not is_deepspeed_available(),
+                               reason="DeepSpeed is not installed (pip install 'deepspeed<0.20'); "
                                "configs/zero2.yaml, which shares alike by torch alone, is tested in any case")
 
 

@@ -1,4 +1,4 @@
-"""Where tokenizers and judges compute: on a GPU where there is one, and always with inputs and results on the CPU."""
+"""Where tokenizers and judges compute: on a GPU if there is one, and always with inputs and results on the CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What digests claim: each figure by hand with a model whose answers are known, and the table that disowns them."""
+"""What digests claim: each number by hand with a model whose answers are known, and the table that disowns them."""
 
 import numpy as np
 import pandas as pd

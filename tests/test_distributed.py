@@ -34,7 +34,7 @@ from omnidiff_lite.training.shards import denoiser_of
 from omnidiff_lite.training.step import TrainingError
 
 FIGURES = ["loss", "loss_text_qa", "loss_asr", "gradient_norm"]
-SAMPLES = ["step", "tokens", "scored", "efficiency"]  # what was drawn, and what of it was masked
+SAMPLES = ["step", "tokens", "scored", "efficiency"]  # what was drawn, and how much of it was masked
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +93,9 @@ def test_checkpoints_pass_between_one_process_and_two(many, alone, kind):
 
 @pytest.mark.parametrize("name, rel", [("micro", 1e-5), ("muon", 2e-2), ("muon, ddp", 2e-2), ("bf16", 2e-2)])
 def test_the_same_steps_are_taken_however_it_is_done(many, tmp_path, name, rel):
-    """Sharded: rows one by one with recomputed activations; Muon, whose matrices are gathered (in bfloat16: its own sums
-    round); gathered in bfloat16, where the stream between layers is bfloat16 as well. Whole: Muon, whose updates are
-    shared, with a stop between."""
+    """Sharded: rows one by one with recomputed activations; Muon, whose matrices are gathered (in bfloat16: its own
+    sums round); gathered in bfloat16, where the stream between layers is bfloat16 as well. Whole: Muon, whose updates
+    are shared, with a stop in between."""
     expected = members.train(tmp_path, settings=OTHERWISE[name.partition(",")[0]], stop=10)
     assert_close(read_log(many / "otherwise" / name / "log.csv"), expected, rel)
 
@@ -221,7 +221,8 @@ def test_an_error_of_one_process_is_told_to_all(tmp_path):
 
 # --- the launch -------------------------------------------------------------------------------------------------------
 
-ACCELERATE, TORCHRUN = ["accelerate.commands.launch", "--num_processes", "2"], ["torch.distributed.run", "--nproc_per_node", "2"]
+ACCELERATE, TORCHRUN = (["accelerate.commands.launch", "--num_processes", "2"],
+                        ["torch.distributed.run", "--nproc_per_node", "2"])
 COMMANDS = {  # the README's, by kind
     "ddp": [*ACCELERATE, "--config_file", PACKAGE / "configs" / "ddp.yaml"],
     "fsdp2": [*ACCELERATE, "--config_file", PACKAGE / "configs" / "fsdp2.yaml"],

@@ -14,7 +14,7 @@ from omnidiff_lite.data.encode import (
     EncodedSample, EncodingError, build_dataset, encode_samples, read_encoded, write_encoded)
 from omnidiff_lite.media import Waveform
 
-SIZES, DIM = (32, 16), toys.SPEECH_DIM  # pixels in user turns and others; width of the frames
+SIZES, DIM = (32, 16), toys.SPEECH_DIM  # pixels in user turns and in others; width of the frames
 
 
 @pytest.fixture()

@@ -116,7 +116,7 @@ def test_recognition():
                for text in ("a red circle", "a blue square", "two words")]
     model = KnownModel(Reply("a red circle"), Reply("A blue<|im_end|>x"), Reply(""))
     records, items = evaluate_asr(model, samples, QUICK)
-    assert cells(records)["asr_wer"] == pytest.approx(100 * 3 / 8)  # one deletion, then two of an empty answer
+    assert cells(records)["asr_wer"] == pytest.approx(100 * 3 / 8)  # one deletion, then two from an empty answer
     assert items["errors"].tolist() == [0, 1, 2] and records[0].n == 3 and records[0].row == "diffusion"
 
 

@@ -1,4 +1,4 @@
-"""The `gpu` preset's own path (its pictures, lengths, mixes and decoding) with thin layers and few steps, on any machine.
+"""The `gpu` preset's own path (its pictures, lengths, mixes, decoding) with thin layers and few steps, on any machine.
 
 The preset at its full size needs a GPU; this shows that it loads, packs, trains its three stages and answers.
 """

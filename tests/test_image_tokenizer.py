@@ -14,8 +14,8 @@ from torch import Tensor
 from omnidiff_lite.config import Budget, ConfigError, ImageTokenizerConfig
 from omnidiff_lite.parity.tokenizers import MAGVIT, image_tokenizer, image_weights
 from omnidiff_lite.tokenizers.image import ImageTokenizer, prepare, to_image
-from omnidiff_lite.training.image_tokenizer import (code_entropies, foreground_weights, reconstruction_report, steadiness,
-                                                    train_image_tokenizer)
+from omnidiff_lite.training.image_tokenizer import (code_entropies, foreground_weights, reconstruction_report,
+                                                    steadiness, train_image_tokenizer)
 from omnidiff_lite.weights import CheckpointError
 
 SMALL = ImageTokenizerConfig(
@@ -185,7 +185,7 @@ def test_hardness_moves_z_to_its_signs(small: ImageTokenizer) -> None:
 
 def test_foreground_weighs_more() -> None:
     pixels = torch.full((1, 3, 4, 4), 0.9)
-    pixels[0, 2, 0, 0] = 0.0  # one pixel differs, in blue alone
+    pixels[0, 2, 0, 0] = 0.0  # one pixel differs, only in blue
     weights = foreground_weights(pixels)
     assert weights.mean().item() == pytest.approx(1) and weights[0, 0, 0, 0] == pytest.approx(5 * weights[0, 0, 1, 1])
 
@@ -213,7 +213,8 @@ def test_steadiness_is_for_codes_that_follow_the_content(small: ImageTokenizer) 
         return torch.nn.functional.avg_pool2d(x, factor)[:, :1].expand(-1, SMALL.code_bits, -1, -1).sign()
 
     def of_the_whole(x: Tensor) -> Tensor:
-        return (x - x.roll(factor, 2).roll(factor, 3))[:, :1, ::factor, ::factor].expand(-1, SMALL.code_bits, -1, -1).sign()
+        return (x - x.roll(factor, 2).roll(factor, 3))[:, :1, ::factor, ::factor].expand(
+            -1, SMALL.code_bits, -1, -1).sign()
 
     steady = {}
     for encode in (of_its_own, of_the_whole):

@@ -1,4 +1,4 @@
-"""The released jsonl format, its faults, and the way of the embedded world into files and back."""
+"""The released jsonl format, its faults, and the embedded world written to files and read back."""
 
 import json
 

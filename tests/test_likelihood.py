@@ -1,4 +1,4 @@
-"""Log-likelihoods: exact where all masks are taken, fair between candidates; choices and retrieval by them."""
+"""Log-likelihoods: exact if all masks are taken, fair between candidates; choices and retrieval based on them."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def test_the_known_letter_is_chosen(tiny_model, questions):
     assert record.low < 50 < record.high and items["prediction"].tolist() == letters[:3] + wrong
     assert items["right"].tolist() == [True] * 3 + [False] * 3
     assert (items[[f"error_{x}" for x in "ABCD"]] == 0).all(None)
-    # The letter's own log-probability is all that tells the choices apart: the closing is the same.
+    # Only the letter's own log-probability tells the choices apart: the closing is the same.
     apart = items[[f"score_{x}" for x in "ABCD"]].max(axis=1) - items[[f"score_{x}" for x in "ABCD"]].min(axis=1)
     np.testing.assert_allclose(apart, 3.0, atol=1e-5)
 
@@ -359,7 +359,7 @@ def test_retrieval_ranks_the_true_one_first_both_ways(tiny_model, pictured):
     assert {r.column: r.value for r in records} == {"retrieval_caption_r1": 100, "retrieval_picture_r1": 100}
     assert {r.table for r in records} == {"retrieval"} and items["candidates"].tolist() == candidate_sets(pictured, 3)
     assert (items[["caption_rank", "picture_rank"]] == 1).all(None) and (items["picture_error_2"] > 0).all()
-    blind = system(tiny_model, right)  # all pictures of a caption are alike to it: a tie is no hit
+    blind = system(tiny_model, right)  # all pictures look alike to it for a caption: a tie is no hit
     records, items = evaluate_retrieval(blind, pictured, QUICK, candidates=3, draws=4)
     assert {r.column: r.value for r in records} == {"retrieval_caption_r1": 100, "retrieval_picture_r1": 0}
     assert (items["picture_rank"] == 3).all()

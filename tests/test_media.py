@@ -1,4 +1,4 @@
-"""A person's own files: what is taken, and how each fault is told."""
+"""A user's own files: what is accepted, and how each fault is reported."""
 
 import io
 
@@ -72,7 +72,8 @@ def test_recordings_that_cannot_be_used(samples, words):
 
 
 def test_integer_samples_are_scaled():
-    assert abs(load_waveform(((tone(0.2) * 32767).astype(np.int16), 16000)).samples).max() == pytest.approx(0.3, abs=0.01)
+    assert abs(load_waveform(((tone(0.2) * 32767).astype(np.int16), 16000)).samples).max() == pytest.approx(
+        0.3, abs=0.01)
 
 
 def test_unsigned_samples_are_silent_in_the_middle_of_their_range():

@@ -1,4 +1,4 @@
-"""How full rows are on the paper's mix, by the lengths that the plan assumes, at the row length of the full preset."""
+"""How full rows are on the paper's mix, with the lengths that the plan assumes and the full preset's row length."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Every notebook runs at `smoke` from a clean kernel, in order, through papermill; and is committed executed."""
+"""Every notebook runs at `smoke` from a clean kernel, in order, through papermill; and is committed with its output."""
 
 import json
 
@@ -30,7 +30,8 @@ def test_a_notebook_is_committed_executed_typed_and_short_celled(path):
     assert (declared.get("preset"), declared.get("seed"), declared.get("overrides")) == (str, int, str), \
         "any key of the configuration can be set from papermill"
     assert max(len(c.source.splitlines()) for c in cells) <= 18
-    assert "=" not in "".join(line.partition("#")[2] for line in cells[0].source.splitlines()), "papermill cannot read it"
+    assert "=" not in "".join(line.partition("#")[2] for line in cells[0].source.splitlines()), (
+        "papermill cannot read it")
 
 
 @pytest.fixture(scope="module")

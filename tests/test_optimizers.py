@@ -1,5 +1,5 @@
-"""Muon takes the matrices inside a network, AdamW the rest; both train. Muon's updates are torch's, and however many
-processes share them, the same."""
+"""Muon takes the matrices inside a network, AdamW the rest; both train. Muon's updates equal torch's, however many
+processes share them."""
 
 from functools import partial
 
@@ -65,7 +65,7 @@ def stepped(optimizer, steps=4):
 
 
 def test_stacked_updates_are_those_of_torch_and_so_is_the_state(monkeypatch):
-    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: True)  # torch's own rounds to bfloat16 in any case
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: True)  # torch's own always rounds to bfloat16
     ours, plain = Muon(matrices(), 0.02, 0.1), torch.optim.Muon(matrices(), 0.02, 0.1, adjust_lr_fn="match_rms_adamw")
     before = matrices()
     for new, expected, old in zip(stepped(ours), stepped(plain), before, strict=True):

@@ -106,7 +106,7 @@ def test_steps_use_up_the_rows_of_the_windows_in_order():
 
 
 def test_no_sample_comes_twice_within_an_epoch():
-    packed = stream()  # 512 draws of each task a window, 64 samples each: 8 whole epochs
+    packed = stream()  # 512 draws of each task per window, 64 samples each: 8 whole epochs
     times = Counter((d.task, d.index) for d in window_of_draws(packed))
     assert set(times.values()) == {WINDOW // 2 // 64} and len(times) == 128
     uneven = stream(mix={"text_qa": 0.7, "asr": 0.3})

@@ -1,4 +1,4 @@
-"""The twin beside the diffusion: its rows, the paired differences, and what stands there when there is no twin."""
+"""The twin beside the diffusion model: its rows, the paired differences, and what replaces them without a twin."""
 
 from functools import partial
 
@@ -62,7 +62,7 @@ def test_a_difference_has_the_unit_of_its_column():
 
 def test_what_items_have_in_common_cancels():
     rng = np.random.default_rng(0)
-    hard = rng.integers(0, 9, 60)  # items differ much, the two methods by one error in every item
+    hard = rng.integers(0, 9, 60)  # items differ a lot, the two methods by one error in every item
     a, b = (pd.DataFrame({"errors": hard + more, "words": 10}) for more in (1, 0))
     (apart,) = differences("t", {"wer": ("errors", "words")}, a, b, Settings(row="a minus b"))
     assert apart.value == pytest.approx(10) and apart.low is None  # no draw differs
@@ -125,8 +125,9 @@ def test_quality_against_latency_is_read_from_the_records():
     points = trade_offs(records, {"text-to-image": "clip_t"})
     assert points[["method", "steps"]].to_numpy().tolist() == [["diffusion", "8"], ["diffusion", "1"], [TWIN, ""]]
     assert points["quality"].tolist() == [0.5, 0.5, 1] and (points["latency_low"] <= points["latency_high"]).all()
-    at_once = points.iloc[:1].assign(task="text-to-speech", method="diffusion, all at once")  # in the second panel alone
-    figure = plots.quality_latency(pd.concat([points, at_once]), {"text-to-image": "CLIP-T ↑", "text-to-speech": "WER ↓"})
+    at_once = points.iloc[:1].assign(task="text-to-speech", method="diffusion, all at once")  # only in the second panel
+    figure = plots.quality_latency(pd.concat([points, at_once]),
+                                   {"text-to-image": "CLIP-T ↑", "text-to-speech": "WER ↓"})
     assert [axis.yaxis_inverted() for axis in figure.axes] == [False, True]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["diffusion", TWIN, "diffusion, all at once"]
 

@@ -1,7 +1,7 @@
 """Every recorded number of the released implementation, as rows of the parity report; and that a row can fail.
 
-What a row compares is told by its check in `omnidiff_lite/parity/`. Here each must pass; and each must fail once a
-weight, or where there is none a recorded input, is wrong.
+What a row compares is stated by its check in `omnidiff_lite/parity/`. Here each must pass; and each must fail once a
+weight, or a recorded input if there is no weight, is wrong.
 """
 
 from __future__ import annotations

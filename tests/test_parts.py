@@ -1,4 +1,4 @@
-"""What the parts before the denoiser are trained on: recordings a block at a time, and whose voices they are."""
+"""What the parts before the denoiser are trained on: recordings, one block at a time, and whose voices they have."""
 
 import json
 

@@ -116,7 +116,7 @@ def test_an_answers_room_is_that_of_one_answer_of_a_conversation(tiny_model):
 @pytest.mark.parametrize("block", [1, 3, 4, 7])
 def test_blocks_decode_every_mask_wherever_it_lies(tiny_model, block):
     mask = np.zeros((50, 80), bool)
-    mask[30:] = True  # the bottom: the canvas's masks come late
+    mask[30:] = True  # the bottom: these masks come late in the canvas
     decoding = {"block_length": block, "steps": 10}
     for answer in (tiny_model.generate("a red circle", to="image", decoding=decoding),
                    tiny_model.inpaint(PICTURE, mask, decoding=decoding)):
@@ -139,7 +139,8 @@ def test_each_spoken_task_has_the_room_of_its_own_answers(tiny_model):
     begin = tiny_model.tokenizers.vocabulary.begin_of_audio
 
     def answers(task, length):
-        return [EncodedSample(np.arange(length + 1), np.array([-100, 2, begin, *[9] * (length - 2)]), np.zeros((0, 4)), task)]
+        return [EncodedSample(np.arange(length + 1), np.array([-100, 2, begin, *[9] * (length - 2)]), np.zeros((0, 4)),
+                              task)]
 
     lengths = AnswerLengths.fit({"sqa": answers("sqa", 30), "svqa": answers("svqa", 12)}, tiny_model.chat)
     assert lengths.spokens == {"sqa": 30, "svqa": 12} and 12 < lengths.spoken <= 30 and lengths.spoken_text == 2
@@ -253,7 +254,7 @@ def test_the_token_mask_is_cut_like_the_picture():
     with pytest.raises(RequestError, match="covers nothing"):
         token_mask(np.zeros((64, 64), bool), (64, 64), 64, 16)
     hair = np.zeros((1024, 1024), bool)
-    hair[512, 300] = True  # one pixel of a picture that shrinks sixteenfold
+    hair[512, 300] = True  # one pixel of a picture that is shrunk sixteenfold
     assert token_mask(hair, (1024, 1024), 64, 16).nonzero().tolist() == [[2, 1]]
 
 

@@ -1,4 +1,4 @@
-"""Matrix products in bfloat16 only where the hardware multiplies it: elsewhere they take fifty times as long."""
+"""Matrix products in bfloat16 only where the hardware supports them: elsewhere they take fifty times as long."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes side by side: what comes back, how many start, and that none outlives its owner."""
+"""Processes side by side: what they return, how many start, and that none outlives its owner."""
 
 import os
 import pickle
@@ -38,7 +38,8 @@ def raised(rank: int) -> ProcessRaisedException:
 
 
 @pytest.mark.parametrize("exits, told, said", [
-    ([1, -signal.SIGKILL], {0: "RuntimeError: Connection closed by peer"}, r"process 1 of 2 was killed \(SIGKILL; often"),
+    ([1, -signal.SIGKILL], {0: "RuntimeError: Connection closed by peer"},
+     r"process 1 of 2 was killed \(SIGKILL; often"),
     ([1, -signal.SIGSEGV], {0: "RuntimeError: Connection closed by peer"}, r"process 1 of 2 was killed \(SIGSEGV\);"),
     ([1, 1], {0: "RuntimeError: Connection closed by peer", 1: "DataError: a"}, "process 1 of 2: DataError: a$"),
     ([1, -signal.SIGTERM], {0: "DataError: b"}, "process 0 of 2: DataError: b$"),

@@ -1,4 +1,4 @@
-"""Hashes of source: they see contents and names, and nothing else."""
+"""Hashes of source: they depend on contents and names, and on nothing else."""
 
 from __future__ import annotations
 

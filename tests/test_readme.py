@@ -1,4 +1,4 @@
-"""The README tells the truth: its files exist, its commands parse, its figures are those of the last committed run."""
+"""The README is true: its files exist, its commands parse, its numbers are those of the last committed run."""
 
 import json
 import re
@@ -88,14 +88,16 @@ def test_the_measured_parts_are_those_of_the_committed_results(tmp_path):
     update(copy)
     assert copy.read_text() == README, "omnidiff reproduce --publish writes them"
     rows = {r["notebook"] for r in json.loads((CLONE / "results" / "smoke" / "road.json").read_text())}
-    assert rows == {step.name for step in ROAD} == set(re.findall(r"(?m)^\| \[\d\d\]\(notebooks/(\w+)\.ipynb\)", README))
+    assert rows == {step.name for step in ROAD} == set(
+        re.findall(r"(?m)^\| \[\d\d\]\(notebooks/(\w+)\.ipynb\)", README))
 
 
 def test_a_measured_part_changes_with_the_results_and_nothing_else_does(tmp_path):
     copy, root = tmp_path / "README.md", tmp_path / "results"
     copy.write_text(README)
     (root / "smoke" / "metrics").mkdir(parents=True)
-    (root / "smoke" / "road.json").write_text(json.dumps([{"notebook": "01_tokenization", "minutes": 77, "peak_gib": 9}]))
+    (root / "smoke" / "road.json").write_text(
+        json.dumps([{"notebook": "01_tokenization", "minutes": 77, "peak_gib": 9}]))
     update(copy, root)
     assert "| 77.0 | 9.0 |" in copy.read_text()
     outside = re.compile(r"(?s)<!-- \w+: written by the kit -->.*?<!-- end -->")

@@ -110,7 +110,8 @@ def test_a_value_without_an_interval_says_why(tmp_path):
     assert read_records(write_records(tmp_path / "t.json", [record])) == [record]
     (merged,) = over_seeds([[record], [replace(record, value=1.0)]])
     assert merged.low is not None and not merged.reason
-    figure = plots.intervals(pd.DataFrame([{"label": "x", "value": record.value, "low": record.low, "high": record.high}]))
+    figure = plots.intervals(pd.DataFrame([{"label": "x", "value": record.value, "low": record.low,
+                                            "high": record.high}]))
     assert len(figure.axes[0].get_yticks()) == 1
 
 

@@ -102,7 +102,7 @@ def test_released_decoding_is_the_released_scripts(model, task):
     embeds = model.denoiser.embed(torch.tensor([ids]), frames[None])
     expected = decode(model.denoiser, None, config, prompt_embeds=embeds)
     assert np.array_equal(answer.ids, expected.ids[0]) and len(answer.ids) == length
-    assert set(answer.ids.tolist()) - set(v.image_range)  # nobody told it that only image tokens were wanted
+    assert set(answer.ids.tolist()) - set(v.image_range)  # it was not told that only image tokens were wanted
     if task in ("sqa", "svqa"):
         assert answer.ids[int(0.2 * length)] == v.begin_of_audio
     if "image" in outputs and v.codes_of_image(answer.ids):

@@ -1,4 +1,4 @@
-"""The road runs notebooks in order, skips what is up to date, stops clearly, and resumes where it stopped."""
+"""The road runs notebooks in order, skips what is up to date, stops with a clear message, and resumes from there."""
 
 import json
 import re
@@ -78,7 +78,8 @@ def test_minutes_count_the_training_that_was_resumed(tmp_path):
 
     assert road._resumed({}, clock(1.5, 60.25)) == 0
     assert road._resumed(clock(1.5, 60.25), clock(1.5, 60.25, 90.0)) == 60.25
-    assert road._resumed(clock(1.5, 60.25, 70.0), clock(1.5, 60.25, 80.0)) == 60.25, "the steps past its checkpoint are not"
+    assert road._resumed(clock(1.5, 60.25, 70.0), clock(1.5, 60.25, 80.0)) == 60.25, (
+        "the steps past its checkpoint are not")
     assert road._resumed(clock(1.5, 60.25), clock(1.25, 50.0)) == 0
 
 
@@ -162,7 +163,8 @@ def test_a_failed_notebook_stops_the_road_and_the_next_call_resumes_there(two_no
 def test_a_missing_input_names_the_notebook_that_makes_it_or_at_full_size_the_command(two_notebooks, tmp_path):
     run, *_ = two_notebooks
     full = Artifacts.of("full", tmp_path)
-    with pytest.raises(MissingArtifact, match="full/checkpoint is missing: .*omnidiff convert --system released/ --out"):
+    with pytest.raises(MissingArtifact, match="full/checkpoint is missing: .*omnidiff convert --system released/ "
+                                              "--out"):
         full.require(full.checkpoint, "05_any")
     with pytest.raises(MissingArtifact, match="full/metrics/a.json is missing: run notebook 07"):
         full.require(full.metrics / "a.json", "07_any")

@@ -1,4 +1,4 @@
-"""Reading pictures back: what it can see, under which damage, and what it must not see."""
+"""Reading pictures back: what is recognised, under which damage, and what must not be."""
 
 from __future__ import annotations
 

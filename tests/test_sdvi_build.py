@@ -1,4 +1,4 @@
-"""SDVI at scale: any synthesiser speaks, a killed run goes on, what cannot be spoken is left out."""
+"""SDVI at scale: any synthesiser may speak, a killed run resumes, what cannot be spoken is left out."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def lenient() -> BrokenLog:
 def test_spoken_vqa_by_the_papers_steps(asked, tmp_path):
     speaker, log = Tone(), lenient()
     samples = read_samples(build_sdvi("svqa", asked, tmp_path / "out", speaker, log=log))
-    assert [(s.meta["question"], s.meta["answer"]) for s in samples] == [("What is it?", "a dog"), ("When?", "At noon.")]
+    assert [(s.meta["question"], s.meta["answer"]) for s in samples] == [
+        ("What is it?", "a dog"), ("When?", "At noon.")]
     assert all(s.task == "svqa" and len(s.audios) == 2 and len(s.images) == 1 for s in samples)
     assert [voice for text, voice in speaker.said if text in ("a dog", "At noon.")] == ["fixed.wav"] * 2
     assert list(log.known.values()) == ["no words in 'unspeakable'"]
@@ -97,7 +98,8 @@ def test_a_killed_run_goes_on_and_ends_like_an_unbroken_one(asked, tmp_path):
 
 def test_a_voice_depends_on_the_sample_and_the_seed_alone(asked, tmp_path):
     rows = {name: [json.loads(line)["audios"] for line in
-                   build_sdvi("svqa", samples, tmp_path / name, Tone(), seed=seed, log=lenient()).read_text().splitlines()]
+                   build_sdvi("svqa", samples, tmp_path / name, Tone(), seed=seed, log=lenient()
+                              ).read_text().splitlines()]
             for name, samples, seed in (("all", asked, 0), ("last", asked[-1:], 0))}
     assert rows["all"][-1] == rows["last"][0]
 
@@ -141,7 +143,8 @@ def test_samples_that_it_is_not_made_from_are_refused_and_so_is_a_result_of_noth
 def test_a_synthesiser_comes_by_an_entry_point(monkeypatch):
     """As an installed package with CosyVoice2 in it would offer one."""
     point = SimpleNamespace(name="tone", load=lambda: Tone)
-    monkeypatch.setattr(synthesisers, "entry_points", lambda group: [point] if group == "omnidiff_lite.synthesisers" else [])
+    monkeypatch.setattr(synthesisers, "entry_points",
+                        lambda group: [point] if group == "omnidiff_lite.synthesisers" else [])
     assert isinstance(synthesiser("tone"), Tone) and isinstance(synthesiser(), Espeak)
     with pytest.raises(VoiceError, match="no synthesiser 'cosyvoice2'; there are espeak, tone"):
         synthesiser("cosyvoice2")

@@ -31,7 +31,7 @@ def noise(n: int, rate: int = 16000) -> Waveform:
 
 # --- front end -------------------------------------------------------------------------------------------------------
 
-@pytest.mark.filterwarnings("ignore:At least one mel filter")  # as released: the shrunk FFT leaves some empty
+@pytest.mark.filterwarnings("ignore:At least one mel filter")  # as in the release: the shrunk FFT leaves some empty
 @pytest.mark.parametrize("samples, frames", [(1, 1), (200, 1), (399, 1), (400, 1), (559, 1), (560, 2), (16000, 98)])
 def test_frames_of_a_clip(samples, frames):
     """1 + (n - 400) // 160; below 25 ms the window shrinks to the clip."""

@@ -1,4 +1,4 @@
-"""Word error rates: the three normalizations, hand-counted errors, and empty answers that count."""
+"""Word error rates: the three normalizations, hand-counted errors, and empty answers, which count."""
 
 import jiwer
 import numpy as np

@@ -1,4 +1,4 @@
-"""GLM-4-Voice speech tokenizer: ids, 12.5 a second, and codes that learn to say what is said."""
+"""GLM-4-Voice speech tokenizer: ids, 12.5 per second, and codes that learn to carry what is said."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Spoken MME on hand-worked cases: acc and acc+ differ, one answer read and heard, the cost of a voice paired."""
+"""Spoken MME on hand-worked cases: acc and acc+ differ, one answer is both read and heard, a voice's cost is paired."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from omnidiff_lite.world.voices import test_voices as voices_of_tests
 
 QUICK = Settings(bootstrap=50, image_sizes=(64, 64))
 SCENE = sample_scene(stream("spoken"), load_preset("smoke").world, "test")
-WORDS = {"yes": 1, "no": 2}  # said as tones of so many tenths of a second
+WORDS = {"yes": 1, "no": 2}  # spoken as tones of this many tenths of a second
 
 
 def tone(word: str) -> Waveform:

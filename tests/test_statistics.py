@@ -1,4 +1,4 @@
-"""Intervals: they cover, they repeat, they keep what belongs together."""
+"""Intervals: they cover, they are repeatable, they keep together what belongs together."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The switches of the training studies: off they are the paper's training, on each does what it says."""
+"""The switches of the training studies: off, they give the paper's training; on, each does what it says."""
 
 from __future__ import annotations
 

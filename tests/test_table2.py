@@ -1,4 +1,4 @@
-"""Table 2's own arithmetic: acc and acc+, diffusion minus twin on the same items, and what is shown where."""
+"""Table 2's own arithmetic: acc and acc+, twin minus diffusion on the same items, and what is shown where."""
 
 from dataclasses import replace
 

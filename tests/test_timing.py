@@ -1,4 +1,4 @@
-"""Timing at any size: the floor against what a decoding run really multiplies, the clock, and the records."""
+"""Timing at any size: the floor against a decoding run's actual multiplications, the clock, and the records."""
 
 from __future__ import annotations
 

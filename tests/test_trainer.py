@@ -1,4 +1,4 @@
-"""A training stage: it learns, it logs, and a run cut off anywhere goes on as if it had not been."""
+"""A training stage: it learns, it logs, and a run cut off anywhere resumes as if it had not been."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run(out_dir: Path, *, preset=None, model=None, **options) -> tuple[pd.DataFr
 def child_environment() -> dict[str, str]:
     here = Path(__file__).parent
     paths = [str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]
-    threads = str(torch.get_num_threads())  # as here: in float32 another number adds up in another order
+    threads = str(torch.get_num_threads())  # as here: in float32 another number of threads sums in another order
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": threads}
 
 
@@ -162,7 +162,7 @@ def test_masks_take_answers_only_and_fewer_tail_pads():
         assert masks[(labels >= 0) & ~pads].float().mean() == pytest.approx(0.5, abs=0.04)
         assert masks[pads].float().mean() == pytest.approx(0.3, abs=0.04)
         spread[how] = shares_masked(rows, masks).var()
-    assert spread["sequence"] > 1.5 * spread["token"]  # one t a sample leaves whole answers masked, or bare
+    assert spread["sequence"] > 1.5 * spread["token"]  # one t per sample leaves whole answers masked, or bare
 
 
 def test_a_share_of_a_tasks_answers_is_masked_from_some_point_on():
@@ -373,7 +373,7 @@ def test_every_field_of_the_denoiser_makes_another_run(tmp_path):
         run(tmp_path, model=model)
     saved = toys.denoiser()
     saved.save_pretrained(tmp_path / "saved")
-    run(tmp_path, model=Denoiser.from_pretrained(tmp_path / "saved"))  # where weights were read from is no difference
+    run(tmp_path, model=Denoiser.from_pretrained(tmp_path / "saved"))  # the source of the weights makes no difference
 
 
 def test_the_fingerprint_reads_the_sources_that_it_names():
@@ -432,7 +432,8 @@ def test_two_processes_share_the_rows_and_take_the_same_steps(tmp_path):
             train_stage(toys.preset(training__precision="fp32"), 1, toys.denoiser(), toys.datasets(), sys.argv[1],
                         progress=False, stop_after=stop)
     """))
-    environment = child_environment() | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    environment = child_environment() | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
+                                         "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run([*command, str(script), str(tmp_path / "two")], env=environment, check=True, timeout=180)
     log = pd.read_csv(tmp_path / "two" / "log.csv")

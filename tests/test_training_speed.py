@@ -1,4 +1,4 @@
-"""How fast a stage trained: measured on toy rows, as training takes them, and told with its numbers."""
+"""How fast a stage trained: measured on toy rows, as training takes them, and reported with its numbers."""
 
 import pandas as pd
 import pytest
@@ -33,12 +33,14 @@ def test_a_step_is_the_logs_and_a_bare_pass_is_timed():
 @pytest.mark.parametrize("micro_rows, sizes", [(0, [4]), (1, [1, 1, 1, 1]), (3, [3, 1])])
 def test_rows_go_through_as_many_at_a_time_as_in_training(monkeypatch, micro_rows, sizes):
     seen, real = [], AnswerLoss.forward
-    monkeypatch.setattr(AnswerLoss, "forward", lambda self, batch: seen.append(len(batch.input_ids)) or real(self, batch))
+    monkeypatch.setattr(AnswerLoss, "forward",
+                        lambda self, batch: seen.append(len(batch.input_ids)) or real(self, batch))
     measured(repeats=1, training__micro_rows=micro_rows)
     assert seen == sizes * 3, "two passes to warm up, one timed"
 
 
 def test_a_bare_pass_slower_than_the_step_leaves_nothing_for_the_rest():
-    speed = TrainingSpeed(100.0, step=0.1, data=0.02, bare=0.3, flops=1e6, peak=1e9, dtype="float32", device="CPU", steps=4, repeats=3)
+    speed = TrainingSpeed(100.0, step=0.1, data=0.02, bare=0.3, flops=1e6, peak=1e9, dtype="float32", device="CPU",
+                          steps=4, repeats=3)
     table = speed.table().set_index("part")
     assert table.loc["update, log, unlike batches", "ms"] == 0 and table.loc["forward and backward", "ms"] == 300

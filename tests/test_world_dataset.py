@@ -85,7 +85,7 @@ def test_held_out_wordings_of_facts_that_training_teaches():
                                for split in ("train", "validation", "test"))
     asked = [q.question for part in (train, validation, test) for q in part]
     assert len(asked) == len(set(asked)) > 1500 and len(test) > 300 and len(validation) > 80
-    for held_out in validation | test:  # the kind and the answer are known, the wording of this fact is not
+    for held_out in validation | test:  # kind and answer occur in training, the wording of this fact does not
         assert any((q.kind, q.answer) == (held_out.kind, held_out.answer) for q in train)
     facts = sum(len(table.facts) for table in text_qa.TABLES.values())
     assert len(validation) + len(test) == facts, "one wording of every fact"

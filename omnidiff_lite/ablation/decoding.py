@@ -42,9 +42,9 @@ def run(study: Study, variant: Variant, seed: int, model: OmniDiffusion, judges:
 
 
 def split(settings: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fields of `DecodingConfig` (and "style"), and of `AnswerLengths`, of which null leaves the checkpoint's own.
+    """Fields of `DecodingConfig` (and "style"), and of `AnswerLengths`, where null keeps the checkpoint's own.
 
-    Token ids may be named: `{0.25: begin_of_audio}`.
+    Token ids may be given by name: `{0.25: begin_of_audio}`.
     """
     lengths = {key.removeprefix(LENGTHS): value for key, value in settings.items()
                if key.startswith(LENGTHS) and value is not None}

@@ -1,4 +1,4 @@
-"""The paper against its released code, one row a difference: what each does, and what it makes of it, as measured."""
+"""The paper against its released code, one row per difference: what each does, and the measured effect."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Difference:
     study: str = ""
     row: str = ""
     reason: str = ""
-    note: str = ""  # how the effect is to be read
+    note: str = ""  # how to read the effect
 
     def __post_init__(self) -> None:
         if bool(self.study) == bool(self.reason) or bool(self.study) != bool(self.row):
@@ -39,14 +39,14 @@ class Difference:
 
 
 def differences() -> list[Difference]:
-    """All of them, in the order of the list in `differences.yaml`."""
+    """All of them, in the order of `differences.yaml`."""
     listed = yaml.safe_load((files("omnidiff_lite.ablation") / "differences.yaml").read_text())
     return [from_dict(Difference, tree) for tree in listed]
 
 
 def difference_table(metrics: Path, hashed: Hash | None = None) -> pd.DataFrame:
-    """Columns what, paper, code, measured, study; effects from the records under `results/<preset>/metrics/`, which say
-    so where they are not of the checkpoint beside them."""
+    """Columns what, paper, code, measured, study; effects from the records under `results/<preset>/metrics/`, marked
+    if they do not belong to the checkpoint beside them."""
     found, hashed = finished_studies(metrics), hashed or cache(digest)
     remarks = {name: remark(study_of(records), records, metrics.parent, hashed) for name, records in found.items()}
     return pd.DataFrame([{"what": d.what, "paper": d.paper, "released code": d.code,

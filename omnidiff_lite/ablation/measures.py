@@ -1,9 +1,9 @@
 """What is measured of decoded answers: per item a numerator and a denominator, so that every metric is a ratio of sums.
 
-Beside the columns of `evaluate_task` (those that are sums over items): `passes`, decoding steps that decided something;
-`length`, tokens of the answer before it ends; `length_error`, how far that is from the reference answer's; `pads`,
-percent of the canvas that came out as pad. No seconds: a study's cells run minutes apart, so that a load which comes
-and goes would be read as an effect. Ways of decoding are timed in turn by `evaluation.decoding` (notebook 06) and
+Besides the columns of `evaluate_task` (those that are sums over items): `passes`, decoding steps that decided
+something; `length`, tokens of the answer before it ends; `length_error`, its distance from the reference answer's;
+`pads`, percent of the canvas decoded as pad. No seconds: a study's cells run minutes apart, so that a passing load on
+the machine would be read as an effect. Ways of decoding are timed in turn by `evaluation.decoding` (notebook 06) and
 `omnidiff bench`.
 """
 
@@ -50,8 +50,8 @@ def check_metric(task: str, metric: str) -> None:
 
 def measure(task: str, metrics: Sequence[str], model: OmniDiffusion, judges: Judges, preset: Preset, seed: int,
             items: int, decoding: Mapping[str, Any] | None) -> dict[str, Sums]:
-    """The sums of `metrics` over `items` test samples of the embedded world, the same whatever the seed, which is the
-    sampler's."""
+    """The sums of `metrics` over `items` test samples of the embedded world. The samples do not depend on `seed`, which
+    is the sampler's."""
     drawn = world_samples(task, "test", items, 0, preset.world)
     listener = _Listener(model)
     table = evaluate_items(task, listener, judges, drawn, preset, seed, decoding)[1]
@@ -85,7 +85,7 @@ def _sums(metric: str, table: pd.DataFrame, samples: Sequence[Sample], answers: 
 
 
 def column_sums(metric: str, table: pd.DataFrame) -> Sums:
-    """One column of `evaluate_task` from its table of items; shares and error rates in percent."""
+    """One column of `evaluate_task` from its per-item table; shares and error rates in percent."""
     if metric in ("asr_wer", "tts_wer"):
         return np.column_stack([100.0 * table["errors"], table["words"]])
     if metric == "tts_silent":
@@ -106,7 +106,7 @@ def _until_end(ids: NDArray, model: OmniDiffusion) -> int:
 
 
 def _references(samples: Sequence[Sample], model: OmniDiffusion, preset: Preset) -> NDArray:
-    """The same of each sample's own answer."""
+    """The same for each sample's own answer."""
     encoded = encode_samples(samples, model.tokenizers, preset.image_tokenizer.sizes,
                              draw_size=preset.world.image_size)
     return np.array([_until_end(sample.labels[sample.labels != IGNORE], model) for sample in encoded])

@@ -1,10 +1,10 @@
-"""A study's records, and the ways to look at them: effects with intervals, a heat map, one line a study.
+"""A study's records, and ways to look at them: effects with intervals, a heat map, summary lines.
 
-`ablation_<name>` has a row a variant, and two columns a metric: the value, and `<metric>_minus_base`, its difference
-to the row that it is compared with. A grid has a third, `<metric>_interaction`: how much that difference itself differs
-from the one at the first value of the second key. Of answers decoded by one checkpoint the interval is a paired
-bootstrap over items (several seeds' answers to an item drawn together); of trained models Student's over seeds, paired
-by seed.
+`ablation_<name>` has one row per variant and two columns per metric: the value, and `<metric>_minus_base`, its
+difference from the row that it is compared with. A grid has a third, `<metric>_interaction`: how much that difference
+itself differs from the one at the first value of the second key. For answers decoded by one checkpoint the interval is
+a paired bootstrap over items (several seeds' answers to an item drawn together); for trained models it is Student's t
+over seeds, paired by seed.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def difference(cells: Sequence[Cell], base: Sequence[Cell], metric: str, samples
 
 
 def interaction(quartet: Sequence[Sequence[Cell]], metric: str, samples: int = 1000) -> Estimate:
-    """What two changes together add to the sum of what each does: both, the first alone, the second alone, none."""
+    """The effect of two changes together minus the sum of their single effects. `quartet`: both changes, the first
+    alone, the second alone, neither."""
     signs = (1, -1, -1, 1)
     if not _decoded(quartet[0], metric):
         return _over_seeds([sum(sign * cell.values[metric] for sign, cell in zip(signs, cells))
@@ -104,8 +105,8 @@ def interaction(quartet: Sequence[Sequence[Cell]], metric: str, samples: int = 1
 
 
 def _corners(study: Study) -> dict[str, tuple[str, str, str]]:
-    """Of each combination of a grid whose keys both differ from their first values: the first key's change alone, the
-    second's alone, neither."""
+    """For each combination of a grid in which both keys differ from their first values: the first key's change alone,
+    the second's alone, neither."""
     first, second = map(len, study.grid.values())
     names = np.array([variant.name for variant in study.rows]).reshape(second, first)
     return {names[b, a]: (names[0, a], names[b, 0], names[0, 0]) for b in range(1, second) for a in range(1, first)}
@@ -116,7 +117,7 @@ def _decoded(cells: Sequence[Cell], metric: str) -> bool:
 
 
 def _pooled(cells: Sequence[Cell], metric: str) -> tuple[NDArray, list[int]]:
-    """Sums of all seeds' answers, one below the other, and which item each row belongs to."""
+    """Sums of all seeds' answers, stacked, and the item that each row belongs to."""
     parts = [np.asarray(cell.values[metric], float) for cell in cells]
     return np.concatenate(parts), [item for part in parts for item in range(len(part))]
 
@@ -133,21 +134,21 @@ def _over_seeds(values: Sequence[float]) -> Estimate:
 # --- reading them back -----------------------------------------------------------------------------------------------
 
 def finished_studies(metrics: Path) -> dict[str, list[Record]]:
-    """Records of every study that ran, by the study's name; from `results/<preset>/metrics/`."""
+    """Records of every finished study, by the study's name; from `results/<preset>/metrics/`."""
     found = {path.stem.removeprefix(PREFIX): read_records(path) for path in sorted(metrics.glob(f"{PREFIX}*.json"))}
     return {name: records for name, records in found.items() if records and "study" in records[0].provenance}
 
 
 def study_of(records: Sequence[Record]) -> Study:
-    """The study that records belong to, as it ran."""
+    """The study that the records belong to, as it was run."""
     tree = records[0].provenance["study"]
     budget = {key: value for key, value in tree["budget"].items() if key != "timed"}  # older studies timed answers
     return from_dict(Study, tree | {"budget": budget})
 
 
 def effects(records: Sequence[Record], metric: str | None = None, kind: str = MINUS) -> pd.DataFrame:
-    """Columns label, value, low, high: each variant's difference to its base in one metric (default: the first), or
-    with `INTERACTION` for `kind` the interactions of a grid."""
+    """Columns label, value, low, high: each variant's difference from its base in one metric (default: the first), or,
+    with `INTERACTION` for `kind`, the interactions of a grid."""
     column = (metric or study_of(records).metrics[0]) + kind
     return pd.DataFrame([{"label": r.row, "value": r.value, "low": r.low, "high": r.high}
                          for r in records if r.column == column], columns=["label", "value", "low", "high"])
@@ -169,14 +170,14 @@ def grid_frame(records: Sequence[Record], metric: str | None = None) -> pd.DataF
 
 
 def study_figure(records: Sequence[Record], metric: str | None = None) -> Figure:
-    """The effects in one metric (default: the first) as dots with intervals; of a grid the values as a heat map."""
+    """The effects in one metric (default: the first) as dots with intervals; for a grid, the values as a heat map."""
     study = study_of(records)
     metric = metric or study.metrics[0]
     over = f"{study.seeds} seeds" if study.kind == "training" else f"{records[0].n} items"
     title = f"{study.name.replace('_', ' ')}: {over}"
     if not study.grid:
-        return plots.intervals(effects(records, metric), f"{title}, base: {study.baseline}", f"change: {column_label(metric)}",
-                               zero=True)
+        return plots.intervals(effects(records, metric), f"{title}, base: {study.baseline}",
+                               f"change: {column_label(metric)}", zero=True)
     values = grid_frame(records, metric)
     room = (float(values.min().min()), float(values.max().max()))
     return plots.heat_map(values, title=title, xlabel=values.columns.name, ylabel=values.index.name, limits=room,
@@ -185,14 +186,14 @@ def study_figure(records: Sequence[Record], metric: str | None = None) -> Figure
 
 def summary(metrics: Path) -> pd.DataFrame:
     """One line for each effect of every finished study: study, base, variant, effect with its interval, seeds, minutes,
-    and whether it is of the checkpoint that is here (`standing`)."""
+    and whether it belongs to the present checkpoint (`standing`)."""
     hashed = cache(digest)
     found = [effect_lines(records, metrics.parent, hashed) for records in finished_studies(metrics).values()]
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
 def effect_lines(records: Sequence[Record], run: Path, hashed: Hash = digest) -> pd.DataFrame:
-    """The lines of one study, in its first metric. `run`: `results/<preset>`, whose checkpoint is "this one"."""
+    """The lines of one study, for its first metric. `run`: `results/<preset>`, whose checkpoint is "this one"."""
     study, minutes = study_of(records), records[0].provenance["minutes"]
     cells, metric = {(r.row, r.column): r for r in records}, study.metrics[0]
     return pd.DataFrame([_line(study, variant, cells[variant.name, metric + MINUS], cells[variant.against, metric],
@@ -214,5 +215,5 @@ def effect_text(record: Record) -> str:
 
 
 def _number(value: float, sign: str = "") -> str:
-    """Three digits, or whole tenths of what is larger."""
+    """Three digits, or one decimal from 10 on."""
     return f"{value:{sign}.1f}" if abs(value) >= 10 else f"{value:{sign}.3g}"

@@ -1,12 +1,12 @@
 """Run a study: every cell (variant, seed) once, each filed as soon as it is done.
 
     work/ablation/<study>/<key>.json    a cell: its metrics and seconds; written atomically
-    work/ablation/stages/<key>/         a trained stage, shared by the cells that it belongs to
+    work/ablation/stages/<key>/         a trained stage, shared by the cells that use it
 
 Both are under `results/<preset>`.
 
-A cell's key is a hash of all that decides it, so the same command goes on where it stopped, and a changed setting runs
-what it concerns and no more. Everything is checked before anything runs.
+A cell's key is a hash of all that decides it, so the same command resumes where it stopped, and a changed setting
+reruns only what it affects. Everything is checked before anything runs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from omnidiff_lite.pipeline import OmniDiffusion
 from omnidiff_lite.provenance import source_hash, tree_hash
 from omnidiff_lite.weights import write_json
 
-# The code that decides a cell's numbers, beside what decides a training step.
+# The code that decides a cell's numbers, besides what decides a training step.
 SOURCES = ("ablation/decoding.py", "ablation/measures.py", "ablation/training.py", "adapters.py", "backbone.py",
            "autoregression.py", "diffusion/*.py", "pipeline/*.py", "evaluation/*.py", "world/*.py", "tokenizers/*.py",
            "chat.py", "vocabulary.py", "media.py", "data/*.py", *training.SOURCES)
@@ -40,9 +40,9 @@ SOURCES = ("ablation/decoding.py", "ablation/measures.py", "ablation/training.py
 
 @dataclass(frozen=True)
 class Cell:
-    """One variant with one seed. `values`: of each metric the sums [n, 2] over its items where answers of the shipped
-    checkpoint are decoded, else one number. `seconds`: of decoding and scoring; `stages`: of training each stage, by
-    folder, some of which other cells share."""
+    """One variant with one seed. `values`: for each metric, its items' sums [n, 2] if answers of the shipped checkpoint
+    are decoded, else one number. `seconds`: of decoding and scoring; `stages`: of training each stage, by folder; other
+    cells may share some of them."""
 
     variant: str
     seed: int
@@ -61,7 +61,7 @@ class Outcome:
 
     @property
     def minutes(self) -> float:
-        """Training and scoring, over all runs of the study; a shared stage counts once. Encoding data is not in it."""
+        """Training and scoring, over all runs of the study; a shared stage counts once, encoding data not at all."""
         stages = {folder: seconds for cell in self.cells for folder, seconds in cell.stages.items()}
         return (sum(cell.seconds for cell in self.cells) + sum(stages.values())) / 60
 
@@ -73,7 +73,7 @@ class Outcome:
 
 def run_study(study: Study, preset: str | Path, overrides: dict[str, Any] | None = None,
               artifacts: Artifacts | None = None, seed: int = 0, progress: bool = True) -> Outcome:
-    """Run what is not done yet of a study, with the seeds from `seed` on; returns all of it.
+    """Run what is left of a study, with seeds from `seed` on; returns all of it.
 
     Raises `ConfigError` before anything runs, naming study and variant; `MissingArtifact` for a run without a
     checkpoint.
@@ -113,7 +113,7 @@ def checked(study: Study, variant: Variant, preset: str | Path, overrides: dict[
 
 
 def _key(study: Study, variant: Variant, preset: Preset, seed: int, shared: dict[str, str]) -> str:
-    """What decides the cell; neither its name nor those of the others."""
+    """A hash of what decides the cell; no variant's name enters it."""
     tree = to_dict(preset)
     tree["training"] = {key: value for key, value in tree["training"].items() if key not in training.HOW}
     settings = {str(key): repr(value) for key, value in variant.settings.items()}
@@ -122,7 +122,7 @@ def _key(study: Study, variant: Variant, preset: Preset, seed: int, shared: dict
 
 
 class _Decoding:
-    """Cells of the shipped checkpoint, loaded once it is needed."""
+    """Cells of the shipped checkpoint, which is loaded when first needed."""
 
     tokenizers = "the checkpoint's"
 
@@ -139,7 +139,7 @@ class _Decoding:
 
 
 class _Training:
-    """Cells trained here; with the checkpoint's judges where answers are decoded."""
+    """Cells trained here; where answers are decoded, with the checkpoint's judges."""
 
     def __init__(self, artifacts: Artifacts, progress: bool) -> None:
         self.trainer = training.Trainer.of(artifacts, progress)
@@ -154,7 +154,7 @@ class _Training:
 
 
 class _Clock:
-    """Says what is running, how long it took, and about how long the rest will take."""
+    """Reports what is running, how long it took, and roughly how long the rest will take."""
 
     def __init__(self, waiting: int, total: int, say: Callable[[str], None]) -> None:
         self.waiting, self.total, self.say, self.spent = waiting, total, say, []

@@ -1,5 +1,5 @@
-"""Which checkpoint a study's numbers belong to: filed with them, and compared with the one that is here when they are
-read, so that numbers of an older one are not taken for its."""
+"""Which checkpoint a study's numbers belong to: filed with them, and compared with the present one when they are read,
+so that an older checkpoint's numbers are not taken for its own."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ REMARKS = {HERE: "", ANOTHER: "of another checkpoint than the one here", UNKNOWN
 
 
 def system_of(study: Study, run: Path, hashed: Hash = digest) -> str:
-    """Hash of what a study takes from `results/<preset>`, given as `run`: checkpoint and judges; where all of its
-    variants train from fresh weights, of the checkpoint the parts beside the denoiser alone. `hashed`: a cached
-    `digest`, for a page of many studies."""
+    """Hash of what a study takes from `results/<preset>`, given as `run`: checkpoint and judges; if all of its variants
+    train from fresh weights, only the checkpoint's parts other than the denoiser. `hashed`: a cached `digest`, for a
+    page of many studies."""
     checkpoint = run / "checkpoint"
     whole = study.kind == "decoding" or any(variant.budget.start == "checkpoint" for variant in study.rows)
     parts = [checkpoint] if whole else sorted(p for p in checkpoint.glob("*/") if p.name != "denoiser")
@@ -26,11 +26,11 @@ def system_of(study: Study, run: Path, hashed: Hash = digest) -> str:
 
 
 def remark(study: Study, records: Sequence[Record], run: Path, hashed: Hash = digest) -> str:
-    """What a page says beside numbers that are not of this checkpoint; of those that are, nothing."""
+    """What a page says beside numbers that are not this checkpoint's; nothing for those that are."""
     return REMARKS[checkpoint_of(study, records, run, hashed)]
 
 
 def checkpoint_of(study: Study, records: Sequence[Record], run: Path, hashed: Hash = digest) -> str:
-    """"this one", "another", or "unknown" of records that do not say; against what is under `run` now."""
+    """"this one", "another", or "unknown" if the records do not say; compared with what is under `run` now."""
     filed = records[0].provenance.get("system")
     return UNKNOWN if not filed else HERE if filed == system_of(study, run, hashed) else ANOTHER

@@ -2,18 +2,18 @@
 
     name: steps_speech
     question: How few steps may speech take?
-    kind: decoding                       # of the shipped checkpoint; or `training`, from fresh weights
+    kind: decoding                       # with the shipped checkpoint; or `training`, from fresh weights
     task: tts                            # what is decoded
     base: {steps: 0.5}
     variants:
       a quarter of the length: {steps: 0.25}
     budget: {items: 100}
-    metrics: [tts_wer, passes]           # the first is the one that the figure shows
+    metrics: [tts_wer, passes]           # the figure shows the first
     conclude: What a reader may conclude. What not.
 
-Keys of a decoding study are those of `DecodingConfig`, `style`, and `lengths.` with a field of `AnswerLengths`; of a
-training study every dotted key of the configuration. Both take `budget.` with a field of `Budget`, where a variant
-needs its own. In place of `variants` a `grid` of two keys, each with its values, crosses them.
+Keys of a decoding study are those of `DecodingConfig`, `style`, and `lengths.` with a field of `AnswerLengths`; those
+of a training study are all dotted keys of the configuration. Both take `budget.` with a field of `Budget`, where a
+variant needs its own. Instead of `variants`, a `grid` crosses two keys, each with its values.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ LIKE_BASE = "base"
 class Budget:
     """How a cell is made, and what it may take; 0 is the preset's own number."""
 
-    items: int = 0  # test samples decoded; of a training study also the validation samples of each task
+    items: int = 0  # test samples decoded; in a training study also the validation samples of each task
     stages: tuple[int, ...] = (1,)  # of training, one after the other
     steps: int = 0  # of each stage
-    rows: int = 0  # packed rows a step
+    rows: int = 0  # packed rows per step
     samples: int = 0  # training samples of each task in the mix
     start: Literal["nothing", "checkpoint"] = "nothing"  # fresh weights, or the shipped denoiser's
     causal: bool = False  # the autoregressive twin in place of the diffusion model
@@ -69,7 +69,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Study:
-    """As read from YAML. Raises `ConfigError` for what does not fit together."""
+    """A study as read from YAML. Raises `ConfigError` for what does not fit together."""
 
     name: str
     question: str
@@ -77,7 +77,7 @@ class Study:
     metrics: tuple[str, ...]
     conclude: str
     task: str = ""  # of a decoding study
-    picture_tokens: int = 0  # of the pictures that its settings are counts for; a preset of others is refused; 0: any
+    picture_tokens: int = 0  # per picture, as its counts assume; a preset with another number is refused; 0: any
     base: dict[str, Any] = field(default_factory=dict)
     baseline: str = LIKE_BASE  # what the base is called in tables and figures
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -101,8 +101,8 @@ class Study:
 
     @cached_property
     def rows(self) -> list[Variant]:
-        """The base, then each variant, compared with it. Of a grid every combination, compared with the first value of
-        the first key at the same value of the second: what the first does, where the second is so."""
+        """The base, then each variant, compared with it. For a grid, every combination, compared with the first value
+        of the first key at the same value of the second: the effect of the first key, given the second."""
         if self.grid:
             return [self._crossed(a, b) for b, a in product(*reversed(self.grid.values()))]
         return [self._variant(self.baseline, {}, None),
@@ -128,7 +128,7 @@ class Study:
 
 
 def _short(key: str) -> str:
-    """A dotted key by its last part, as words."""
+    """The last part of a dotted key, as words."""
     return key.rsplit(".", 1)[-1].replace("_", " ")
 
 
@@ -140,7 +140,7 @@ def shipped_studies() -> dict[str, Path]:
 def read_study(source: str | Path) -> Study:
     """A study by its file, by the name of a shipped one, or as YAML text (of more than one line).
 
-    Strict: an unknown key, a wrong type, no YAML are each a `ConfigError` of one line that names the study.
+    Strict: an unknown key, a wrong type or invalid YAML raises a one-line `ConfigError` that names the study.
     """
     path = shipped_studies().get(str(source), Path(source)) if "\n" not in str(source) else None
     where = str(path.name) if path else "study"
@@ -168,8 +168,8 @@ def _refuse_own(study: Study, key: str) -> None:
 
 
 def adjusted(study: Study, seeds: int | None = None, budget: dict[str, Any] | None = None) -> Study:
-    """The study over another number of seeds, with another budget. Raises `ConfigError`, also for a part of the budget
-    that a variant sets itself: the others would change, it would not, and no longer as many steps (say) be compared."""
+    """The study with another number of seeds and another budget. Raises `ConfigError`, also for a part of the budget
+    that a variant sets itself: only the other variants would change, and (say) unequal numbers of steps be compared."""
     for key in budget or {}:
         _refuse_own(study, BUDGET + key)
     changed = dataclasses.replace(study, budget=from_dict(Budget, to_dict(study.budget) | (budget or {}), "budget"))

@@ -1,11 +1,11 @@
 """One cell of a training study: the variant's stages trained with one seed, then scored.
 
 A stage trains in a folder named by all that decides it: configuration, seed, tokenizers and the weights that it starts
-from. Variants that differ in a later stage alone so share the earlier ones, a killed run resumes from its checkpoint,
+from. So variants that differ only in a later stage share the earlier ones, a killed run resumes from its checkpoint,
 and encoded data come from the run's own cache.
 
-Metrics: `loss` and `loss_<task>` at the paper's random levels; `masked_loss` and `masked_loss_<task>` of answers that
-are masked throughout, where decoding starts; `<task>.<metric>` of decoded answers, as in a decoding study.
+Metrics: `loss` and `loss_<task>` at the paper's random masking levels; `masked_loss` and `masked_loss_<task>` of fully
+masked answers, where decoding starts; `<task>.<metric>` of decoded answers, as in a decoding study.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from omnidiff_lite.weights import write_json
 LOSSES = ("loss", "masked_loss")
 DECIDES = ("world", "text_tokenizer", "image_tokenizer", "speech_encoder", "speech_tokenizer", "denoiser")
 DONE = "done.json"
-MADE_BY = (*SOURCES, *encode.SOURCES)  # the code of a stage and of its data
+MADE_BY = (*SOURCES, *encode.SOURCES)  # the code behind a stage and its data
 
 
 def preset_of(variant: Variant, preset: str | Path, overrides: dict[str, Any]) -> Preset:
-    """The preset with the study's budget, the user's overrides and the variant's changes, the last of which wins.
+    """The preset with the study's budget, the user's overrides and the variant's changes; later ones win.
 
     Raises `ConfigError`.
     """
@@ -90,20 +90,20 @@ class Trainer:
 
     @classmethod
     def of(cls, artifacts: Artifacts, progress: bool = True) -> Trainer:
-        """With the run's own tokenizers, or the checkpoint's. Raises `MissingArtifact`, also for a run without a
-        checkpoint, by which the study's numbers are told apart (`standing`)."""
+        """A trainer with the run's own tokenizers, or the checkpoint's. Raises `MissingArtifact`, also for a run
+        without a checkpoint, by which a study's numbers are identified (`standing`)."""
         artifacts.require(artifacts.checkpoint, "02_training_the_tokenizers and on")
         return cls(artifacts, Tokenizers.from_pretrained(artifacts.finished_tokenizers()), progress=progress)
 
     def train(self, budget: Budget, preset: Preset, seed: int) -> list[Path]:
-        """Train what is not trained yet of a cell's stages; returns their folders, in order."""
+        """Train those of a cell's stages that are not trained yet; returns all their folders, in order."""
         init: Denoiser | Path | str | None = None
         key, folders = self._origin(budget), []
         for stage in budget.stages:
             key = stage_key(preset, stage, seed, budget.causal, self.fingerprint, key)
             folder = self.artifacts.work / "ablation" / "stages" / key
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder.with_suffix(".lock")):  # another study, run beside this one, may share the stage
+            with FileLock(folder.with_suffix(".lock")):  # another study, running alongside, may share the stage
                 if not _finished(folder):
                     init = init or self._start(budget, stage)
                     run_stage(preset, stage, self.tokenizers, init, folder, self.artifacts.cache, seed,
@@ -133,7 +133,7 @@ class Trainer:
         return {metric: found[metric] for metric in study.metrics}
 
     def _origin(self, budget: Budget) -> str:
-        """What comes before the first stage: nothing, or the checkpoint's denoiser as it is now."""
+        """What the first stage starts from: nothing, or the checkpoint's denoiser as it is now."""
         if budget.start == "checkpoint":
             return f"checkpoint {digest(self.artifacts.checkpoint / 'denoiser')}"
         return budget.start
@@ -165,9 +165,9 @@ class Trainer:
 
 @torch.no_grad()
 def masked_losses(preset: Preset, denoiser: Denoiser, datasets: Datasets, rows: int = 8) -> dict[str, float]:
-    """Mean loss by task of answers all of whose tokens are masked, nats a token: the first step of decoding.
+    """Mean loss by task on fully masked answers, in nats per token: the first step of decoding.
 
-    Without tail pads, so that a denoiser's opinion of pads does not count. `rows`: packed rows a forward pass.
+    Without tail pads, so that a denoiser's opinion of pads does not count. `rows`: packed rows per forward pass.
     """
     module, config = AnswerLoss(denoiser.eval(), preset.training.precision), denoiser.config
     found = {}
@@ -183,7 +183,7 @@ def masked_losses(preset: Preset, denoiser: Denoiser, datasets: Datasets, rows: 
 
 def stage_key(preset: Preset, stage: int, seed: int, causal: bool, tokenizers: str, before: str) -> str:
     """Name of the folder in which a stage trains: a hash of what decides its outcome, `before` being that of the stage
-    that it starts from. Settings of other stages do not count, nor do those that may change in a resumed run."""
+    it starts from. Settings of other stages do not count, nor do those that a resumed run may change."""
     tree = to_dict(preset)
     training = {key: value for key, value in tree["training"].items()
                 if not key.startswith(("stage", "samples")) and key not in HOW}
@@ -200,13 +200,13 @@ def training_seconds(folder: Path) -> float:
 
 
 def _finished(folder: Path) -> bool:
-    """Whether a stage was trained to its end, by the code as it is."""
+    """Whether a stage was trained to its end, by the present code."""
     note = folder / DONE
     return note.exists() and json.loads(note.read_text())["source"] == source_hash(*MADE_BY)
 
 
 def _finish(folder: Path) -> None:
-    """Note that the stage is done; its optimizer states are needed no more."""
+    """Mark the stage as done; its optimizer states are no longer needed."""
     write_json(folder / DONE, {"source": source_hash(*MADE_BY)})
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
@@ -216,5 +216,5 @@ def _mix(preset: Preset, stage: int) -> list[str]:
 
 
 def _named(kind: str, by_task: dict[str, float]) -> dict[str, float]:
-    """Each task's loss, and their mean, in which tasks weigh alike."""
+    """Each task's loss, and their mean, with equal weight per task."""
     return {kind: float(np.mean(list(by_task.values()))), **{f"{kind}_{task}": loss for task, loss in by_task.items()}}

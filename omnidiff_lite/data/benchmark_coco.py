@@ -1,7 +1,7 @@
 """MS-COCO's captions as published (cocodataset.org): annotations/captions_val2014.json, and the pictures of val2014/.
 
-A picture is one row, and serves three tasks: to be described, to be drawn from its first caption as it is written, and
-as it is spoken. The paper draws 10,000 pictures of this set in both ways; which ones it does not say.
+A picture is one row, and serves three tasks: to be described, and to be drawn from its first caption, as written and
+as spoken. The paper draws 10,000 pictures of this set in both ways; it does not say which ones.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ AGAIN = "unpack annotations_trainval2014.zip again"
 
 
 def read_coco(directory: Path, parts: Sequence[str], pictures: Path) -> Iterator[Row]:
-    """A "captioning" row a picture, by image id. `parts`: the tasks that it is to be scored on.
+    """One "captioning" row per picture, by image id. `parts`: the tasks to score it on.
 
-    Keys: images (id, file_name: a file in `pictures`) and annotations (image_id, caption; five a picture and a few
+    Keys: images (id, file_name: a file in `pictures`) and annotations (image_id, caption; five per picture or a few
     more, in the order of the file). Meta: "id", "captions" (all of them), "caption" and "answer" (the first),
-    "recording" (the first, in a voice of espeak-ng's that no training utterance has; `respoken` gives others), "tasks".
-    Raises `BenchmarkError` for a caption of a picture that is not listed, and a picture without caption or file.
+    "recording" (the first, in an espeak-ng voice that no training utterance has; `respoken` gives others), "tasks".
+    Raises `BenchmarkError` for a caption of an unlisted picture, and for a picture without caption or file.
     """
     path = directory / CAPTIONS
     data = parse(read_text(path, f"give the folder that holds {CAPTIONS} and {PICTURES}/"), str(path))
@@ -48,7 +48,7 @@ def read_coco(directory: Path, parts: Sequence[str], pictures: Path) -> Iterator
 
 
 def as_task(row: Sample, task: str) -> Sample:
-    """A row of `read_coco` as a sample of one of its tasks; where it is drawn, its picture is the answer."""
+    """A row of `read_coco` as a sample of one of its tasks; in the drawing tasks its picture is the answer."""
     if task == "captioning":
         return row
     spoken = [row.meta["recording"]] if task == "s2i" else []
@@ -56,9 +56,9 @@ def as_task(row: Sample, task: str) -> Sample:
 
 
 def respoken(rows: Sequence[Sample], speaker: Synthesiser, out: str | Path, seed: int = 0) -> list[Sample]:
-    """The rows with their captions in the voices of another `speaker`, as SDVI's are (`data.sdvi`).
+    """The rows with their captions in the voices of another `speaker`, chosen as for SDVI (`data.sdvi`).
 
-    Recordings lie in `out`, one of each text and voice, made where they are not there yet; several processes
+    Recordings go to `out`, one per text and voice, and are made only if missing; several processes
     (`training.launch.join`) share the work. Raises `VoiceError` for a caption that cannot be spoken.
     """
     return over_processes(partial(_respoken, speaker, Path(out), seed), rows)
@@ -97,7 +97,7 @@ def _images(data: Any, path: Path) -> dict[int, tuple[str, Any]]:
 
 
 def _captions(data: Any, path: Path, images: dict[int, tuple[str, Any]]) -> dict[int, list[str]]:
-    """By image id."""
+    """Captions by image id."""
     captions: dict[int, list[str]] = {number: [] for number in images}
     for where, row in _rows(data, "annotations", path):
         number = _number(row, "image_id", where)

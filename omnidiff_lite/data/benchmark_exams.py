@@ -1,4 +1,4 @@
-"""MMMU as published (huggingface.co/datasets/MMMU/MMMU): parquet files, one folder a subject, pictures inside."""
+"""MMMU as published (huggingface.co/datasets/MMMU/MMMU): parquet files, one folder per subject, pictures inside."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ ROWS_AT_ONCE = 32  # questions whose pictures are in memory together
 def read_mmmu(directory: Path, pictures: Path) -> Iterator[Row]:
     """The questions of `validation-*.parquet`, in one subject's folder or in all below `directory`.
 
-    Columns: id, question, options (a text that is a Python list), answer (a letter), image_1..image_7 (bytes and
-    path), question_type. "<image k>" in a text names the k-th picture; those stay, and the pictures follow the text in
-    that order, unpacked into `pictures` as `<id>_<k>`. Meta "kind" is the subject. Raises `BenchmarkError`, also where
+    Columns: id, question, options (the text of a Python list), answer (a letter), image_1..image_7 (bytes and path),
+    question_type. "<image k>" in a text names the k-th picture; these markers stay, and the pictures follow the text in
+    that order, unpacked into `pictures` as `<id>_<k>`. Meta "kind" is the subject. Raises `BenchmarkError`, also if
     pyarrow is missing.
 
     A few questions are "open": no choices, meta "answer" is words, or the text of a list of them. A few show several
-    pictures, for which the kit's own "vqa" request has no place. `evaluation.benchmarks` scores the others, and says
+    pictures, for which the kit's own "vqa" request has no room. `evaluation.benchmarks` scores the others, and says
     how many it left out.
     """
     for path in sorted(directory.glob("**/validation-*.parquet")):
@@ -38,7 +38,7 @@ def read_mmmu(directory: Path, pictures: Path) -> Iterator[Row]:
 
 
 def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of one file; a picture is {"bytes", "path"}, or None where there is none."""
+    """The rows of one file; a picture is {"bytes", "path"}, or None if there is none."""
     return parquet.parquet_rows(path, COLUMNS, ROWS_AT_ONCE, BenchmarkError)
 
 
@@ -66,7 +66,7 @@ def _options(text: str, where: str) -> list[str]:
 
 
 def _shown(row: dict[str, Any], text: str, where: str) -> dict[int, dict[str, Any]]:
-    """The pictures of a row by number: the first, and every one that the text names, must be there."""
+    """The pictures of a row by number; the first, and every one that the text names, must be there."""
     shown = {number: row[f"image_{number}"] for number in range(1, MOST_PICTURES + 1)
              if (row.get(f"image_{number}") or {}).get("bytes")}
     named = {int(number) for number in re.findall(r"<image (\d+)>", text)} | {1}
@@ -78,7 +78,7 @@ def _shown(row: dict[str, Any], text: str, where: str) -> dict[int, dict[str, An
 
 
 def _unpacked(image: dict[str, Any], path: Path, where: str) -> Path:
-    """The file with a picture's bytes, written unless it is there; a size that differs betrays an unfinished one."""
+    """The file with a picture's bytes, written unless it exists; a different size reveals an unfinished one."""
     path = path.with_name(path.name + (Path(image.get("path") or "").suffix or ".png"))
     try:
         if not path.is_file() or path.stat().st_size != len(image["bytes"]):

@@ -2,7 +2,7 @@
 
     rows = read_benchmark("pope", "POPE/output/coco", part="adversarial", pictures="COCO/val2014")
 
-The rows have the meta keys that the evaluators need, as those of `world.benchmarks` have. Pictures and recordings are
+The rows have the meta keys that the evaluators need, like those of `world.benchmarks`. Pictures and recordings are
 named by their absolute paths, not loaded.
 """
 
@@ -22,14 +22,14 @@ __all__ = ["BENCHMARKS", "Benchmark", "BenchmarkError", "read_benchmark", "tasks
 
 @dataclass(frozen=True)
 class Benchmark:
-    """How one benchmark is read. `layout`: what its directory holds, for messages. `tasks`: what its rows are asked as.
+    """How one benchmark is read. `layout`: what its directory holds, for messages. `tasks`: the tasks of its rows.
     """
 
     read: Callable[..., Iterator[Row]]
     layout: str
     tasks: tuple[str, ...] = ("vqa",)
-    parts: tuple[str, ...] = ()  # that may be read alone, in their published order
-    pictures: str | None = None  # the folder of its pictures within the directory, where another may be given
+    parts: tuple[str, ...] = ()  # may be read alone; in their published order
+    pictures: str | None = None  # the folder of its pictures within the directory, if another may be given
     together: int = 1  # rows that are scored as one
 
 
@@ -54,12 +54,12 @@ def read_benchmark(name: str, directory: str | Path, limit: int | None = None, *
                    pictures: str | Path | None = None) -> list[Sample]:
     """The rows of a benchmark, in an order that depends on its files alone.
 
-    `name`: one of `BENCHMARKS`. `limit`: only the first so many rows; what stands after them is not checked. `part`:
-    one strategy of POPE, one subtask of MME or one task of COCO (default: all). `pictures`: the folder of POPE's,
+    `name`: one of `BENCHMARKS`. `limit`: only the first `limit` rows; what follows is not checked. `part`: one strategy
+    of POPE, one subtask of MME or one task of COCO (default: all). `pictures`: the folder of POPE's,
     SEED-Bench-2-Plus's or COCO's pictures (default: within `directory`, as unpacked), or where MMMU's are unpacked to.
 
-    Raises `BenchmarkError` for a name, part or limit that does not fit, and at the first fault in the files: one that
-    is missing, a line that is malformed, an answer that cannot be scored, an id that stands twice, no rows at all.
+    Raises `BenchmarkError` for a name, part or limit that does not fit, and at the first fault in the files: a missing
+    file, a malformed line, an answer that cannot be scored, a duplicate id, no rows at all.
     """
     benchmark = _benchmark(name)
     if limit is not None and (limit < 1 or limit % benchmark.together):
@@ -74,7 +74,7 @@ def read_benchmark(name: str, directory: str | Path, limit: int | None = None, *
 
 
 def tasks_of(name: str, part: str | None = None) -> tuple[str, ...]:
-    """The tasks that a benchmark, or a part of it, asks the model for. Raises `BenchmarkError` as `read_benchmark`."""
+    """The tasks that a benchmark, or a part of it, asks of the model. Raises `BenchmarkError` like `read_benchmark`."""
     benchmark = _benchmark(name)
     _part(name, benchmark, part)
     return (part,) if part in benchmark.tasks else benchmark.tasks

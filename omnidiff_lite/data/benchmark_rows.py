@@ -1,6 +1,6 @@
 """What the readers of published benchmarks share: one kind of error, files that must be there, and questions as rows.
 
-A reader yields pairs (where, sample): `where` names the file, and the line where there is one, in every message.
+A reader yields pairs (where, sample): `where` names the file, and the line if there is one, in every message.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ LETTERS = string.ascii_uppercase
 
 
 class BenchmarkError(ValueError):
-    """A benchmark's directory that is not as published; the message names the file, the line and the mend."""
+    """A benchmark's directory is not as published; the message names the file, the line and the fix."""
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
 def read_text(path: Path, mend: str) -> str:
-    """A whole text file. Raises `BenchmarkError` where it is missing or not UTF-8, with `mend` as the way out."""
+    """A whole text file. Raises `BenchmarkError` if it is missing or not UTF-8, with `mend` as the fix."""
     try:
-        return path.read_text(encoding="utf-8-sig")  # with or without a byte order mark, which editors leave behind
+        return path.read_text(encoding="utf-8-sig")  # with or without a byte order mark, which some editors add
     except FileNotFoundError:
         raise BenchmarkError(f"{path}: is not there; {mend}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -44,7 +44,7 @@ def read_lines(path: Path, mend: str) -> Iterator[tuple[str, str]]:
 
 
 def existing(path: Path, where: str, mend: str) -> Path:
-    """`path`, if it is a file. Raises `BenchmarkError` naming where it is asked for."""
+    """`path`, if it is a file. Raises `BenchmarkError` naming the place that asks for it."""
     if not path.is_file():
         raise BenchmarkError(f"{where}: names {path}, which is not there; {mend}")
     return path
@@ -71,7 +71,7 @@ def parse(text: str, where: str) -> Any:
 def field(row: Any, key: str, where: str) -> str:
     """The text or number under `key`, as text.
 
-    Raises `BenchmarkError` where the row is no object, or has no such key, or has nothing or something else there.
+    Raises `BenchmarkError` if the row is not an object, lacks the key, or has nothing or something else there.
     """
     if not isinstance(row, dict):
         raise BenchmarkError(f"{where}: a {type(row).__name__}, not an object; download the file again")
@@ -82,7 +82,7 @@ def field(row: Any, key: str, where: str) -> str:
 
 
 def yes_or_no_label(label: str, where: str) -> str:
-    """"yes" or "no", in whatever case it was. Raises `BenchmarkError` for another answer."""
+    """"yes" or "no", from a label in any case. Raises `BenchmarkError` for another answer."""
     if label.lower() not in ("yes", "no"):
         raise BenchmarkError(f"{where}: the answer {label!r} is neither yes nor no; correct the line")
     return label.lower()
@@ -104,8 +104,8 @@ def visual_question(ident: str, pictures: Sequence[Path], question: str, answer:
                     choices: Sequence[str] = (), **meta: Any) -> Sample:
     """A "vqa" row: meta "id", "question" (as spoken), "text" (as typed), "answer", "kind", "choices", and `meta`.
 
-    The pictures stand after the text, one placeholder each. The benchmarks' authors rank their options by likelihood
-    and so publish no prompt for a letter; the wording of the choices is the one of the embedded world.
+    The pictures follow the text, one placeholder each. The benchmarks' authors rank their options by likelihood
+    and so publish no prompt for a letter; the wording of the choices is the embedded world's.
     """
     text = with_choices(question, choices)
     messages = build_messages("vqa", text, answer)

@@ -17,12 +17,12 @@ SPLIT = "give the folder of one split, whose folders are speakers, and theirs ch
 AGAIN = "unpack the archive again"
 
 
-Found = tuple[str, Sample | BenchmarkError]  # where a row stands, and it or what is wrong with it
+Found = tuple[str, Sample | BenchmarkError]  # where a row stands, and the row or what is wrong with it
 
 
 @dataclass(frozen=True)
 class Said:
-    """What one recording says; `where` the text stands, `fault` what is wrong with it."""
+    """What one recording says; `where` the text stands; `fault`, what is wrong with it."""
 
     ident: str
     text: str
@@ -40,7 +40,7 @@ def read_librispeech(directory: Path) -> Iterator[Row]:
 
 
 def read_libritts(directory: Path) -> Iterator[Row]:
-    """"tts" rows: `<id>.normalized.txt` is to be said, `<id>.wav` is the recording of the answer.
+    """"tts" rows: `<id>.normalized.txt` is what to say, `<id>.wav` is the recording of the answer.
 
     Meta: "id", "speaker", "text" and "answer" (what to say). `evaluation.requests.reference_speech` gives the
     recordings, on which the judge's ceiling is measured. Raises `BenchmarkError` for a text without a recording, a
@@ -50,7 +50,7 @@ def read_libritts(directory: Path) -> Iterator[Row]:
 
 
 def librispeech_rows(directory: Path) -> Iterator[Found]:
-    """As `read_librispeech`, but a fault comes as the error that says so, and the rows after it follow."""
+    """Like `read_librispeech`, but a fault is yielded as its error, and the rows after it follow."""
     for chapter in _chapters(directory):
         for item, found in _matched(chapter, _transcript, ".flac"):
             yield item.where, found if isinstance(found, BenchmarkError) else Sample(
@@ -58,7 +58,7 @@ def librispeech_rows(directory: Path) -> Iterator[Found]:
 
 
 def libritts_rows(directory: Path) -> Iterator[Found]:
-    """As `read_libritts`, but a fault comes as the error that says so, and the rows after it follow."""
+    """Like `read_libritts`, but a fault is yielded as its error, and the rows after it follow."""
     for chapter in _chapters(directory):
         for item, found in _matched(chapter, _texts, ".wav"):
             yield item.where, found if isinstance(found, BenchmarkError) else Sample(
@@ -66,7 +66,7 @@ def libritts_rows(directory: Path) -> Iterator[Found]:
 
 
 def _whole(rows: Iterator[Found]) -> Iterator[Row]:
-    """The rows of a benchmark, of which none may be left out."""
+    """The rows of a benchmark, none of which may be left out."""
     for where, found in rows:
         if isinstance(found, BenchmarkError):
             raise found
@@ -97,7 +97,7 @@ def _texts(chapter: Path) -> Iterator[Said]:
 
 def _matched(chapter: Path, texts: Callable[[Path], Iterator[Said]], suffix: str
              ) -> Iterator[tuple[Said, str | BenchmarkError]]:
-    """Each text with the path of its recording, sorted by id; or what is wrong: every text should have one, and every
+    """Each text with the path of its recording, sorted by id, or what is wrong: every text needs a recording, and every
     recording a text. Recordings without a text come first."""
     recordings = {path.stem: path for path in chapter.glob(f"*{suffix}")}
     try:

@@ -16,7 +16,7 @@ SEED_FILE = "SEED-Bench-2-plus-text-rich.json"
 
 
 def read_pope(directory: Path, parts: Sequence[str], pictures: Path) -> Iterator[Row]:
-    """Questions of `coco_pope_<strategy>.json` (github.com/AoiDragon/POPE): one object a line.
+    """Questions of `coco_pope_<strategy>.json` (github.com/AoiDragon/POPE): one object per line.
 
     Keys: question_id, image (a file of COCO's val2014, in `pictures`), text, label (yes or no). `parts`: strategies.
     Meta "strategy" tells them apart; ids count from 1 in each file, so that meta "id" is "<strategy>/<question_id>".
@@ -35,7 +35,7 @@ def read_pope(directory: Path, parts: Sequence[str], pictures: Path) -> Iterator
 
 
 def read_mme(directory: Path, parts: Sequence[str]) -> Iterator[Row]:
-    """Two questions a picture, in the layouts of MME_Benchmark_release_version; `parts`: subtasks, meta "kind".
+    """Two questions per picture, in the layouts of MME_Benchmark_release_version; `parts`: subtasks, meta "kind".
 
     A subtask is a folder: `images/` and `questions_answers_YN/`, or pictures and texts side by side. `<picture>.txt`
     holds two lines "question, tab, Yes or No"; the questions already ask for yes or no. Meta "id" is
@@ -70,7 +70,7 @@ def _pair(path: Path) -> list[tuple[str, str, str]]:
 
 
 def _picture_of(path: Path, pictures: Path) -> Path:
-    """The picture with the name of a text file. Names may hold dots of their own, so the ending is appended."""
+    """The picture with the name of a text file. Names may contain dots, so the ending is appended."""
     candidates = [pictures / f"{path.stem}{suffix}" for suffix in PICTURE_SUFFIXES]
     found = next((picture for picture in candidates if picture.is_file()), None)
     return found or existing(candidates[0], str(path), f"the picture may end in {', '.join(PICTURE_SUFFIXES)}")
@@ -82,9 +82,9 @@ def _picture_of(path: Path, pictures: Path) -> Path:
 def read_seed2plus(directory: Path, pictures: Path) -> Iterator[Row]:
     """Questions with four choices of SEED-Bench-2-plus-text-rich.json (huggingface.co/datasets/AILab-CVC).
 
-    The file is a list of questions, or an object with that list under "questions", as SEED-Bench's DATASET.md has it.
+    The file is a list of questions, or an object with that list under "questions", as in SEED-Bench's DATASET.md.
     Keys: question_id, question, choice_a..choice_d (or choice_A..choice_D), answer (a letter), data_id (a file such
-    as text_rich/1.png, in `pictures`), question_image_type (chart, map or web: meta "kind"; where it is missing
+    as text_rich/1.png, in `pictures`), question_image_type (chart, map or web: meta "kind"; if missing,
     question_type_id).
     """
     path = directory / SEED_FILE

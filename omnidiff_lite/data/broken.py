@@ -1,4 +1,4 @@
-"""Samples that cannot be used: each counted, named in a log and skipped, up to a stated limit; then the run stops.
+"""Samples that cannot be used: each is counted, logged and skipped, up to a stated limit; then the run stops.
 
 A line of the log is {"where": "data.jsonl, line 17", "reason": "..."}. What an earlier run skipped still counts.
 """
@@ -11,29 +11,29 @@ from pathlib import Path
 
 from omnidiff_lite.data.errors import DataError
 
-MOST, SHARE = 1000, 0.01  # broken samples that a run bears: in number, and of those that it has looked at
-JUDGED_FROM = 100  # samples, before which a share says little
+MOST, SHARE = 1000, 0.01  # broken samples that a run tolerates: in number, and as a share of those seen
+JUDGED_FROM = 100  # samples; with fewer a share says little
 
 
 class BrokenLog:
     """The broken samples of one run, or of one process of it."""
 
     def __init__(self, path: str | Path | None = None, most: int = MOST, share: float = SHARE) -> None:
-        """`path`: of the log, a jsonl file that grows (None: only counted); `broken-1.jsonl` in the second of several
-        processes, and so on. `most`: broken samples allowed in all; `share`: of those seen by this process, 0..1,
-        judged once it has seen `JUDGED_FROM`."""
+        """`path`: the log, a jsonl file that is appended to (None: samples are only counted); `broken-1.jsonl` in the
+        second of several processes, and so on. `most`: broken samples allowed in all; `share`: of those seen by this
+        process, 0..1, checked once it has seen `JUDGED_FROM`."""
         self._path, self.most, self.share = Path(path) if path else None, most, share
         self.known = self._read()
         self.seen = self.new = 0
 
     @property
     def path(self) -> Path | None:
-        """Of this process's log."""
+        """The path of this process's log."""
         rank = os.environ.get("RANK", "0")
         return self._path if rank == "0" or self._path is None else self._path.with_stem(f"{self._path.stem}-{rank}")
 
     def skip(self, where: str, reason: str) -> None:
-        """Note one broken sample; a known one is not noted again. Raises `DataError` past the limit."""
+        """Log one broken sample; a known one is not logged again. Raises `DataError` past the limit."""
         self.new += 1
         if where not in self.known:
             self.known[where] = reason
@@ -41,11 +41,11 @@ class BrokenLog:
         self._judge(where, reason, JUDGED_FROM)
 
     def saw(self, samples: int) -> None:
-        """So many samples were looked at, broken ones included."""
+        """Count `samples` more as seen, broken ones included."""
         self.seen += samples
 
     def close(self) -> None:
-        """The last word on a small set, at its end. Raises `DataError` past the share."""
+        """The final check, for small sets. Raises `DataError` past the share."""
         if self.known:
             self._judge(*next(reversed(self.known.items())), judged_from=1)
 

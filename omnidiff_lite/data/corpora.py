@@ -1,4 +1,4 @@
-"""The paper's training data by name: a table of what each is, and one call that reads it as published.
+"""The paper's training data by name: a table that describes each corpus, and one call that reads it as published.
 
     for sample in read_corpus("librispeech", "LibriSpeech/train-clean-100"): ...
 
@@ -29,7 +29,7 @@ TABLE = Path(__file__).with_name("corpora.yaml")
 @dataclass(frozen=True)
 class Corpus:
     """One row of table 4. `size`: in the table; `bytes`, `licence`: as published; `fetch`: a command; `layout`: what
-    its directory holds then. The rest says how it is read."""
+    its directory then holds. The rest says how it is read."""
 
     title: str
     task: Task
@@ -44,7 +44,7 @@ class Corpus:
     shape: str = ""
     fields: dict[str, str] = field(default_factory=dict)
     punctuation: dict[str, str] = field(default_factory=dict)  # words of a transcript that stand for a mark
-    wordless: tuple[str, ...] = ()  # transcripts of recordings in which nobody speaks, which are left out
+    wordless: tuple[str, ...] = ()  # transcripts of recordings without speech, which are left out
 
 
 @lru_cache(maxsize=1)
@@ -57,9 +57,9 @@ def read_corpus(name: str, directory: str | Path, limit: int | None = None, medi
                 log: BrokenLog | None = None) -> Iterator[Sample]:
     """The samples of a corpus, one at a time, in an order that depends on its files alone.
 
-    `limit`: only the first so many. `media`: where pictures and recordings that lie inside parquet files are unpacked
+    `limit`: only the first `limit` samples. `media`: where pictures and recordings inside parquet files are unpacked
     (default: `directory/media`). `log`: takes broken rows, up to its limits; without it the first one raises.
-    Raises `DataError` for an unknown name, a directory that is not as published, and a row that is malformed.
+    Raises `DataError` for an unknown name, a directory that is not as published, and a malformed row.
     """
     if name not in corpora():
         raise DataError(f"no corpus {name!r}; choose one of {', '.join(corpora())}")

@@ -1,7 +1,7 @@
 """The kinds of files in which training data are published: each gives rows with the place where they stand.
 
-A row that cannot be parsed comes as the `DataError` that says so, so that a reader may skip it; a file that cannot be
-read at all raises.
+A row that cannot be parsed is yielded as its `DataError`, so that a reader may skip it; a file that cannot be read at
+all raises.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from omnidiff_lite.data.jsonl import parse_row
 from omnidiff_lite.data.rows import JsonlRows, TarRows
 
 Row = dict[str, Any] | Sample | DataError
-csv.field_size_limit(1 << 27)  # a transcript may be longer than the 128 kB of the default
+csv.field_size_limit(1 << 27)  # a transcript may be longer than the default of 128 kB
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def parquet_files(directory: Path, pattern: str) -> Iterator[tuple[Place, Row]]:
 
 
 def jsonl_files(directory: Path, pattern: str) -> Iterator[tuple[Place, Row]]:
-    """One object a line."""
+    """One object per line."""
     for path in sorted(directory.glob(pattern)):
         rows = JsonlRows(path)
         for number in range(len(rows)):
@@ -50,12 +50,12 @@ def jsonl_files(directory: Path, pattern: str) -> Iterator[tuple[Place, Row]]:
 
 
 def tsv_files(directory: Path, pattern: str) -> Iterator[tuple[Place, Row]]:
-    """A line of column names, then a row a line, split at tabs; quotes mean nothing."""
+    """A line of column names, then one row per line, split at tabs; quotes have no meaning."""
     return _tables(directory, pattern, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
 def csv_files(directory: Path, pattern: str) -> Iterator[tuple[Place, Row]]:
-    """A line of column names, then a row a line, split at commas outside of quotes."""
+    """A line of column names, then one row per line, split at commas outside quotes."""
     return _tables(directory, pattern)
 
 
@@ -71,7 +71,7 @@ def _tables(directory: Path, pattern: str, **dialect: Any) -> Iterator[tuple[Pla
 
 
 def tar_files(directory: Path, pattern: str) -> Iterator[tuple[Place, Row]]:
-    """Samples of WebDataset-style shards: by ending, parsed (.json), as text (.txt) or as a reference to its bytes."""
+    """Samples of WebDataset-style shards: by ending, parsed (.json), as text (.txt) or as a reference to the bytes."""
     for path in sorted(directory.glob(pattern)):
         rows = TarRows(path)
         for number in range(len(rows)):

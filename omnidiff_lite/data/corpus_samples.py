@@ -1,4 +1,4 @@
-"""From a row of a published corpus to a sample of the kit: one function for each shape that training data have."""
+"""From a row of a published corpus to a sample of the kit: one function for each shape of training data."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Source:
     place: Place
 
     def value(self, row: Row, name: str) -> Any:
-        """What the row has under the column of a field, "a.b" for b within a; None where it has nothing."""
+        """The row's value in the column of a field, "a.b" for b within a; None if it has none."""
         value: Any = row
         for key in self.corpus.fields[name].split("."):
             value = value.get(key) if isinstance(value, dict) else None
@@ -50,7 +50,7 @@ class Source:
         return value.strip()
 
     def medium(self, row: Row, name: str) -> str:
-        """The reference of a picture or recording, which must be there; unpacked where it lies in the row itself."""
+        """The reference to a picture or recording, which must exist; unpacked if it is in the row itself."""
         pattern = self.corpus.fields[name]
         value = self._path(row, pattern) if "{" in pattern else self.value(row, name)
         if isinstance(value, dict) and value.get("bytes"):
@@ -67,7 +67,7 @@ class Source:
         return DataError(f"{self.place.where}: {fault}")
 
     def _path(self, row: Row, pattern: str) -> str:
-        """A path with {columns}; a * stands for the one folder that fits."""
+        """A path with {columns} filled in; a * stands for the one folder that matches."""
         values = {key: str(value) for key, value in row.items() if isinstance(value, (str, int))}
         try:
             path = pattern.format(**values, table=self.place.path.stem.removesuffix("_metadata"))
@@ -82,8 +82,8 @@ class Source:
         return os.path.abspath(found / rest)
 
     def _unpacked(self, medium: dict[str, Any]) -> str:
-        """The file with the bytes of a medium, which is whole if it is there. Its name is that of its table, folders
-        included, since subsets of a corpus have tables of one name, and its row."""
+        """The file with the bytes of a medium, which is complete if it exists. It is named by its row and its table,
+        folders included, since subsets of a corpus have tables of the same name."""
         suffix = Path(medium.get("path") or "").suffix
         table = self.place.path.relative_to(self.directory).with_suffix("")
         path = self.media / table / f"{self.place.number:06d}{suffix}"
@@ -123,20 +123,20 @@ def _message(turn: Any, source: Source) -> dict[str, str]:
 
 
 def caption(row: Row, source: Source) -> Sample:
-    """A picture and its words, to be said of it."""
+    """A picture, to be described, and its caption."""
     words = source.text(row)
     return Sample(build_messages("captioning", answer=words), [source.medium(row, "image")], [], "captioning",
                   {"caption": words})
 
 
 def picture(row: Row, source: Source) -> Sample:
-    """Words and the picture to be drawn of them."""
+    """A text, and the picture to be drawn from it."""
     words = source.text(row)
     return Sample(build_messages("t2i", words, ""), [source.medium(row, "image")], [], "t2i", {"caption": words})
 
 
 def recording(row: Row, source: Source) -> Sample:
-    """A recording and what is said in it, to be written down."""
+    """A recording, to be transcribed, and its words."""
     words = source.text(row)
     return Sample(build_messages("asr", answer=words), [], [source.medium(row, "audio")], "asr", {"text": words})
 
@@ -156,7 +156,7 @@ def spoken_question(row: Row, source: Source) -> Sample:
 
 
 def released(row: Row, source: Source) -> Sample:
-    """A row of the released format, whose paths may begin with the folder that it was packed in."""
+    """A row of the released format, whose paths may begin with the folder it was packed in."""
     strip = source.corpus.fields.get("strip", "")
     rows = {kind: [str(ref).removeprefix(strip) for ref in row.get(kind) or []] for kind in ("images", "audios")}
     return sample_of(row | rows, source.directory, source.place.where)

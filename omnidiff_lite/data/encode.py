@@ -1,4 +1,4 @@
-"""Samples to ids: every picture and recording encoded once, in batches, and kept on disk by content."""
+"""Samples to ids: every picture and recording is encoded once, in batches, and cached on disk by content."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SOURCES = ("chat.py", "vocabulary.py", "media.py", "data/encode.py", "data/media
 
 
 class EncodingError(ValueError):
-    """A sample that cannot be encoded; the message names it."""
+    """A sample cannot be encoded; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ def encode_samples(samples: Sequence[Sample], tokenizers: Tokenizers, image_size
     """Load and tokenize the media of samples, then their messages.
 
     `image_sizes`: pixels of a picture in a user turn, and in any other (dataset_qwen2.py:748-777: 512 and 256).
-    Speech in an assistant turn becomes codes, in any other frames, or codes with `speech_input` "discrete". `root`:
-    where relative paths begin. `cache_dir`: keeps what was drawn and spoken. `workers`: processes that do it,
-    for sets of at least `small`. `draw_size`: pixels of a drawn picture.
-    Raises `EncodingError` naming the first sample that fails.
+    Speech in an assistant turn becomes codes; in any other turn frames, or codes with `speech_input` "discrete".
+    `root`: base of relative paths. `cache_dir`: keeps what was drawn and spoken. `workers`: processes that do this, for
+    sets of at least `small`. `draw_size`: pixels of a drawn picture. Raises `EncodingError` naming the first sample
+    that fails.
     """
     uses = []
     for number, sample in enumerate(samples):
@@ -87,10 +87,10 @@ def encode_samples(samples: Sequence[Sample], tokenizers: Tokenizers, image_size
 
 def build_dataset(preset: Preset, tokenizers: Tokenizers, task: str, split: str, n: int, seed: int,
                   cache_dir: str | Path, workers: int = 0, progress: bool = False) -> list[EncodedSample]:
-    """`n` samples of the embedded world, encoded; read back from `cache_dir` where nothing that decides them changed.
+    """`n` samples of the embedded world, encoded; read back from `cache_dir` if nothing that decides them has changed.
 
-    That is: the world's configuration and source, task, split, n, seed, picture sizes, the form of a user's speech and
-    the tokenizers' weights.
+    They depend on the world's configuration and source, task, split, n, seed, picture sizes, the form of a user's
+    speech and the tokenizers' weights.
     """
     from omnidiff_lite.world.dataset import samples
 
@@ -127,7 +127,7 @@ def read_encoded(path: str | Path) -> list[EncodedSample]:
 
 @contextmanager
 def _naming(number: int, sample: Sample) -> Iterator[None]:
-    """An error inside names the sample."""
+    """Makes an error inside name the sample."""
     try:
         yield
     except (ChatError, VocabularyError) as error:
@@ -135,7 +135,7 @@ def _naming(number: int, sample: Sample) -> Iterator[None]:
 
 
 def uses_of(sample: Sample, image_sizes: tuple[int, int], speech_input: str = "continuous") -> list[Use]:
-    """What the media of a sample are needed as, images first, each kind in the order of the messages."""
+    """The forms in which a sample's media are needed, images first, each kind in the order of the messages."""
     images = [role for role, content in _turns(sample) for _ in range(content.count(IMAGE))]
     audios = [role for role, content in _turns(sample) for _ in range(content.count(AUDIO))]
     for token, roles, refs in ((IMAGE, images, sample.images), (AUDIO, audios, sample.audios)):
@@ -193,7 +193,7 @@ def _encode_images(uses: Sequence[Use], media: dict[str, PIL.Image.Image], token
 
 
 def _encode_frames(uses: Sequence[Use], media: dict[str, Waveform], tokenizers: Tokenizers) -> dict[Use, Encoded]:
-    # By length, so that little of a batch is padding.
+    # Sorted by length, so that little of a batch is padding.
     uses = sorted(uses, key=lambda use: media[use.ref].seconds)
     frames = tokenizers.speech_encoder.encode([media[use.ref] for use in uses], batch_size=BATCH)
     return {use: rows.cpu().to(torch.float16).numpy() for use, rows in zip(uses, frames, strict=True)}
@@ -208,7 +208,7 @@ _ENCODERS = {"image": _encode_images, "frames": _encode_frames, "codes": _encode
 
 
 def _owner(message: str, refs: Sequence[str], uses: Sequence[Sequence[Use]]) -> str:
-    """Which sample a medium's error is about: the first that uses the medium that the error names."""
+    """Which sample a medium's error is about: the first that uses the medium named in the error."""
     named = [ref for ref in refs if ref in message]
     numbers = [n for n, of_sample in enumerate(uses) for use in of_sample if use.ref in (named or refs)]
     return f"sample {numbers[0]}" if named else f"one of the samples {numbers[0]} to {numbers[-1]}"
@@ -219,5 +219,5 @@ def _chunks(items: Sequence, size: int) -> Iterator[Sequence]:
 
 
 def _key(world: WorldConfig, *parts: object) -> str:
-    """Hash of what decides a data set's content, the source of the rooms that make it included."""
+    """Hash of what decides a data set's content, including the source of the modules that make it."""
     return hashlib.sha256(json.dumps([source_hash(*SOURCES), to_dict(world), *parts]).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The released data format: one conversation a line, with lists of the pictures and recordings that it holds.
+"""The released data format: one conversation per line, with lists of its pictures and recordings.
 
     {"messages": [{"role": "user", "content": "Convert the speech to text.\\n<|audio|>"},
                   {"role": "assistant", "content": "a red circle"}], "images": [], "audios": ["clips/0001.wav"]}
@@ -29,8 +29,8 @@ ROLE_NAMES = {"human": "user", "gpt": "assistant", **{role: role for role in ROL
 def read_samples(path: str | Path, root: str | Path | None = None) -> list[Sample]:
     """Every row of a `.jsonl` or `.json` file, checked; paths come back absolute.
 
-    `root`: where relative paths of pictures and recordings begin (default: the folder of the file). Raises `DataError`
-    at the first fault: malformed JSON, an unknown role, a placeholder without a file or a file that is not there.
+    `root`: base of relative paths of pictures and recordings (default: the folder of the file). Raises `DataError` at
+    the first fault: malformed JSON, an unknown role, a placeholder without a file or a missing file.
     """
     path = Path(path)
     root = Path(root) if root is not None else path.parent
@@ -68,7 +68,7 @@ def row_of(sample: Sample) -> dict[str, Any]:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """(where it stands, row) of each row."""
+    """(where it stands, row) for each row."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -93,7 +93,7 @@ def parse_row(text: str | bytes, where: str) -> Any:
 
 
 def sample_of(row: Any, root: Path, where: str) -> Sample:
-    """One row, checked. `where` names it in messages. Raises `DataError` as `read_samples`."""
+    """One row, checked. `where` names it in messages. Raises `DataError` like `read_samples`."""
     if not isinstance(row, dict):
         raise DataError(f"{where}: a {type(row).__name__}, not an object with 'messages', 'images' and 'audios'")
     turns = row.get("messages", row.get("conversations"))
@@ -122,7 +122,7 @@ def _message(turn: Any, where: str) -> dict[str, str]:
 
 
 def _files(row: dict, key: str, placeholder: str, messages: list[dict[str, str]], root: Path, where: str) -> list[str]:
-    """The files of one kind as absolute paths (recipes as they are); as many as there are placeholders, all there."""
+    """The files of one kind as absolute paths (recipes unchanged); as many as placeholders, and all exist."""
     refs = row.get(key) or []
     if not isinstance(refs, list) or not all(isinstance(ref, str) for ref in refs):
         raise DataError(f"{where}: {key!r} is {refs!r}; give a list of paths")

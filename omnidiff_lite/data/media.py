@@ -1,5 +1,5 @@
-"""Media references to pictures and sounds: paths, members of tar shards, and recipes of the embedded world, drawn and
-spoken on the way.
+"""From media references to pictures and sounds: paths, members of tar shards, and recipes of the embedded world, drawn
+and spoken on the fly.
 
 `load_many` spreads the work over processes and keeps what was drawn and spoken in one archive per set, named by its
 content, which opens as an ordinary zip of PNG and FLAC files.
@@ -36,8 +36,8 @@ from omnidiff_lite.provenance import source_hash
 from omnidiff_lite.world import recipes, voices
 
 PICTURE_RECIPES, SPEECH_RECIPE = (recipes.SCENE, recipes.CHART), voices.PREFIX
-RECIPE_SIZE = 256  # pixels of a drawn picture where no size is asked for
-SMALL = 64  # sets below this are loaded in this process, unless told otherwise: workers take a second to begin
+RECIPE_SIZE = 256  # pixels of a drawn picture if no size is given
+SMALL = 64  # smaller sets are loaded in this process, unless told otherwise: workers take a second to start
 SOURCES = ("media.py", "data/media.py", "world/*.py")
 
 Kind = Literal["image", "speech"]
@@ -50,7 +50,7 @@ def is_recipe(ref: str) -> bool:
 
 
 def load_image_ref(ref: str, root: str | Path | None = None, size: int | None = None) -> PIL.Image.Image:
-    """The RGB picture of a path (relative ones begin at `root`) or of a `scene:`/`chart:` recipe.
+    """The RGB picture at a path (relative to `root`) or of a `scene:`/`chart:` recipe.
 
     `size`: side in pixels at which a recipe is drawn; files keep their own size. Raises `MediaError` naming the
     reference.
@@ -61,14 +61,14 @@ def load_image_ref(ref: str, root: str | Path | None = None, size: int | None = 
 
 
 def load_speech_ref(ref: str, root: str | Path | None = None) -> Waveform:
-    """The sound of a path (relative ones begin at `root`) or of a `speech:` recipe. Raises `MediaError` naming it."""
+    """The sound at a path (relative to `root`) or of a `speech:` recipe. Raises `MediaError` naming it."""
     if ref.startswith(SPEECH_RECIPE):
         return _made(ref, voices.speech)
     return _inside(ref, load_waveform) if is_member(ref) else load_waveform(_path(ref, root))
 
 
 def seconds_of(ref: str, root: str | Path | None = None) -> float:
-    """How long a recording lasts, from the head of its file. Raises `MediaError` naming it."""
+    """How long a recording lasts, from its file's header. Raises `MediaError` naming it."""
     import soundfile
 
     if ref.startswith(SPEECH_RECIPE):
@@ -80,8 +80,7 @@ def seconds_of(ref: str, root: str | Path | None = None) -> float:
 
 
 def load_ref(ref: str, root: str | Path | None = None, size: int | None = None, kind: Kind | None = None) -> Media:
-    """A picture or a sound, whichever `kind` says; a recipe says it itself. Raises `MediaError` naming the
-    reference."""
+    """A picture or a sound, as `kind` says; a recipe itself tells which. Raises `MediaError` naming the reference."""
     own = "image" if ref.startswith(PICTURE_RECIPES) else "speech" if ref.startswith(SPEECH_RECIPE) else kind
     if own is None:
         raise MediaError(f"{ref}: a file may be a picture or a sound; say kind='image' or kind='speech'")
@@ -96,8 +95,8 @@ def load_many(refs: Sequence[str], root: str | Path | None = None, workers: int 
     """What `load_ref` gives, for many references (of one `kind`, unless they are recipes), in their order.
 
     `workers`: processes that share the work (0, or fewer than `small` references: none). `cache_dir`: recipes are read
-    back from there where the same set was made before, by the same source code. Raises `MediaError` naming the first
-    bad reference, and `DataError`, which is about none of them, where a worker was killed.
+    back from there if the same source code has made the same set before. Raises `MediaError` naming the first bad
+    reference, and `DataError`, which concerns none of them, if a worker was killed.
     """
     distinct = list(dict.fromkeys(refs))
     made = [ref for ref in distinct if is_recipe(ref)]
@@ -117,7 +116,7 @@ def _made(ref: str, make) -> Media:
 
 
 def _inside(ref: str, load) -> Media:
-    """A medium of a tar shard."""
+    """A medium inside a tar shard."""
     try:
         return load(io.BytesIO(read_member(ref)))
     except MediaError as error:
@@ -149,12 +148,12 @@ def _load(refs: Sequence[str], root: str | Path | None, workers: int, size: int 
 
 @lru_cache(maxsize=1)
 def _pool(workers: int) -> tuple[ProcessPoolExecutor, ctypes.c_byte]:
-    """And whether one of its processes has begun. Kept between calls: a process takes half a second to start. Spawned,
-    since forking a threaded torch is unsafe."""
+    """The pool, and whether one of its processes has begun. Kept between calls: a process takes half a second to start.
+    Spawned, since forking a threaded torch is unsafe."""
     context = multiprocessing.get_context("spawn")
-    begun = context.RawValue(ctypes.c_byte, 0)  # without a lock, which a killed process would keep
+    begun = context.RawValue(ctypes.c_byte, 0)  # without a lock, which a killed process would never release
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(begun, os.getpid()))
-    # A spawned process would wait for its own for ever. First of all: 10 and less end the queue that tells them.
+    # A spawned process would wait for its own workers forever. This runs first: 10 and below end the queue to them.
     multiprocessing.util.Finalize(None, _shut, (weakref.ref(pool),), exitpriority=100)
     return pool, begun
 
@@ -165,7 +164,7 @@ def _shut(pool: weakref.ref[ProcessPoolExecutor]) -> None:
 
 
 def _begin(begun: ctypes.c_byte, owner: int) -> None:
-    """An interrupt is for the process that owns the workers; they end with it."""
+    """Leaves interrupts to the process that owns the workers, which end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with(owner)
     begun.value = 1
@@ -185,7 +184,7 @@ def _cached(refs: Sequence[str], workers: int, directory: Path, size: int | None
 
 
 def _write(path: Path, media: Iterable[Media]) -> None:
-    """A reader sees the whole archive or none."""
+    """Writes the archive so that a reader sees all of it or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as partial, zipfile.ZipFile(partial, "w") as archive:
         for number, item in enumerate(media):

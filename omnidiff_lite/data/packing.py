@@ -1,8 +1,8 @@
 """Packing: samples side by side in rows of one length (appendix A of the paper), as an endless repeatable stream.
 
 The stream has no state: what `batch(step)` holds follows from the data, the mix, the seed and the step. A resumed run
-asks for its next step and gets what an unbroken run would have got; `position` saves it the way there. Of several
-processes each builds its own rows of a step, and all agree which these are.
+asks for its next step and gets what an uninterrupted run would have got; `position` saves it the search. Each of
+several processes builds its own rows of a step, and all agree which these are.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from omnidiff_lite.chat import IGNORE
 from omnidiff_lite.data.encode import EncodedSample
 from omnidiff_lite.data.samples import Given, Samples, as_samples
 
-WINDOW = 1024  # draws that are packed together: enough that a window's half-filled last row costs little
+WINDOW = 1024  # draws packed together: enough that a window's half-filled last row costs little
 
 
 class PackingError(ValueError):
-    """Samples, tasks or shares from which no row can be packed."""
+    """No row can be packed from the given samples, tasks or shares."""
 
 
 @dataclass(frozen=True)
 class PackedRow:
-    """Several samples in one row of `length` tokens; the rest is padding that nobody sees."""
+    """Several samples in one row of `length` tokens; the rest is padding that no token sees."""
 
     input_ids: np.ndarray  # int64 [length]
     labels: np.ndarray  # int64 [length]; -100 where nothing is predicted
@@ -47,7 +47,7 @@ class PackedRow:
 
 @dataclass(frozen=True)
 class Draw:
-    """One sample of the stream: entry `index` of its task's data, with `pads` tail pads; `tokens` long with these."""
+    """One sample of the stream: entry `index` of its task's data, with `pads` tail pads; `tokens` long in all."""
 
     task: str
     index: int
@@ -82,7 +82,7 @@ def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 def pack_row(samples: Sequence[EncodedSample], pads: Sequence[int], length: int, *, pad: int,
              context_of_audio: int) -> PackedRow:
-    """One row of these samples. Sample i gets `pads[i]` tail pads: real tokens that are predicted (section 3.3)."""
+    """One row from these samples. Sample i gets `pads[i]` tail pads: real tokens that are predicted (section 3.3)."""
     ids, labels = np.full(length, pad, np.int64), np.full(length, IGNORE, np.int64)
     segments, positions = np.full(length, -1, np.int64), np.zeros(length, np.int64)
     start = 0
@@ -102,7 +102,7 @@ def pack_row(samples: Sequence[EncodedSample], pads: Sequence[int], length: int,
 
 
 def draw_pads(holds_pad: Sequence[bool], maximum: int, rng: np.random.Generator) -> list[int]:
-    """How many tail pads each sample gets: uniform in 1..`maximum`, none where it holds the pad id (as released)."""
+    """How many tail pads each sample gets: uniform in 1..`maximum`, none if it holds the pad id (as in the release)."""
     if maximum < 1:
         return [0] * len(holds_pad)
     drawn = rng.integers(1, maximum + 1, len(holds_pad)).tolist()
@@ -122,28 +122,29 @@ def pack_all(samples: Sequence[EncodedSample], length: int, seed: int, *, pad: i
 class PackedStream:
     """Rows for every step of a training run, mixed from several tasks.
 
-    The stream goes in windows of about `WINDOW` draws. Each window takes every task's share of it from an endless
+    The stream proceeds in windows of about `WINDOW` draws. Each window takes every task's share of it from an endless
     sequence of that task's samples, reshuffled each epoch, so that no sample comes twice within an epoch; then it
-    packs them first-fit, long ones first, and shuffles the rows. Finding the window of a row takes the row counts of
-    the windows before it: some 10 ms a window, once.
+    packs them first-fit, long ones first, and shuffles the rows. Finding the window of a row needs the row counts of
+    the windows before it: some 10 ms per window, once.
     """
 
     def __init__(self, datasets: dict[str, Given], mix: dict[str, float], length: int, rows: int,
                  seed: int, *, pad: int, context_of_audio: int, max_tail_pads: int = 16) -> None:
         """`datasets`: by task, in memory or any other `Samples`. `mix`: share of the samples by task, scaled to sum 1.
-        `rows`: rows a step.
+        `rows`: rows per step.
 
-        Each draw gets 1..`max_tail_pads` tail pads, or none where the sample holds the pad id already (as released).
-        Samples that cannot fit are left out with a warning that counts them (the released code drops them unsaid);
-        those whose length is known only once they are drawn are left out then.
-        Raises `PackingError` where a task of the mix has no sample that fits.
+        Each draw gets 1..`max_tail_pads` tail pads, or none if the sample already holds the pad id (as in the release).
+        Samples that cannot fit are left out with a warning that counts them (the released code drops them silently);
+        those whose length is known only when they are drawn are left out then.
+        Raises `PackingError` if a task of the mix has no sample that fits.
         """
         self.length, self.rows, self.seed, self.max_tail_pads = length, rows, seed, max_tail_pads
         self.pad, self.context_of_audio = pad, context_of_audio
         self.shares = _shares(mix)
         self.tasks = tuple(self.shares)
         self.data = {task: self._fitting(task, as_samples(datasets.get(task, []))) for task in self.tasks}
-        self._epoch = 1 + max(int(len(self.data[task]) / (WINDOW * share)) for task, share in self.shares.items())  # windows
+        self._epoch = 1 + max(int(len(self.data[task]) / (WINDOW * share))  # windows
+                              for task, share in self.shares.items())
         self._first, self._rows_until = 0, [0]  # from window `_first` on: the rows in the windows before each
         self._window = functools.lru_cache(maxsize=4)(self._plan)
         self._order = functools.lru_cache(maxsize=2 * len(self.tasks))(self._permutation)
@@ -154,18 +155,18 @@ class PackedStream:
         return self._build([self._locate(step * self.rows + number) for number in numbers])
 
     def draws(self, step: int) -> list[Draw]:
-        """What the rows of a step are made of, row after row."""
+        """The draws that make up a step's rows, row after row."""
         return [draw for number in range(step * self.rows, (step + 1) * self.rows) for draw in self._locate(number)]
 
     def repeats(self, steps: int) -> dict[str, float]:
-        """How often the first `steps` steps show each sample of a task, on average: below 1 where some are not seen."""
+        """How often the first `steps` steps show each sample of a task, on average: below 1 if some are not seen."""
         window, row = self._place(steps * self.rows)
         drawn = Counter(draw.task for draws in self._window(window)[:row] for draw in draws)
         return {task: (int(window * WINDOW * share) + drawn[task]) / len(self.data[task])
                 for task, share in self.shares.items()}
 
     def position(self, step: int) -> dict[str, int]:
-        """Where a step begins: its window, and the rows before that. For `resume`, in a later process."""
+        """Where a step begins: its window, and the rows before that window. For `resume`, in a later process."""
         window, row = self._place(step * self.rows)
         return {"window": window, "rows": step * self.rows - row}
 
@@ -174,11 +175,11 @@ class PackedStream:
         return self._window(number)
 
     def resume(self, window: int, rows: int) -> None:
-        """Start looking for rows at a `position`: nothing changes but the time to the first one."""
+        """Start looking for rows at a `position`: only the time to the first row changes."""
         self._first, self._rows_until = window, [rows]
 
     def _build(self, rows: Sequence[Sequence[Draw]]) -> list[PackedRow]:
-        """Rows with their samples; each sample is fetched once, those of a task together. Broken ones leave a gap."""
+        """Rows with their samples; each sample is fetched once, those of a task together. Broken ones leave gaps."""
         found: dict[tuple[str, int], EncodedSample | None] = {}
         for task in self.tasks:
             wanted = sorted({draw.index for row in rows for draw in row if draw.task == task})
@@ -200,8 +201,8 @@ class PackedStream:
             planned = self._window(self._first + len(self._rows_until) - 1)
             self._rows_until.append(self._rows_until[-1] + len(planned))
             if len(self._rows_until) > self._epoch and self._rows_until[-1] == self._rows_until[-1 - self._epoch]:
-                raise PackingError(f"none of the samples of {', '.join(self.tasks)} fits a row of {self.length} tokens: "
-                                   "a whole epoch made no row; raise training.length")
+                raise PackingError(f"none of the samples of {', '.join(self.tasks)} fits a row of {self.length} "
+                                   "tokens: a whole epoch made no row; raise training.length")
         window = bisect_right(self._rows_until, number) - 1
         return self._first + window, number - self._rows_until[window]
 
@@ -260,9 +261,9 @@ class ReleasedRow:
 
     input_ids: list[int]
     labels: list[int]
-    position_ids: list[int]  # 0 begins a sample; the tail runs on from the last one
-    attention_mask: list[int]  # 0 on the tail: its queries are off, its keys are not
-    cu_seq_lens: list[int]  # where samples begin and end; the tail counts to the last one
+    position_ids: list[int]  # 0 begins a sample; the tail continues the last one
+    attention_mask: list[int]  # 0 on the tail: its queries are masked, its keys are not
+    cu_seq_lens: list[int]  # where samples begin and end; the tail belongs to the last one
 
     @property
     def max_seq_len(self) -> int:
@@ -270,10 +271,10 @@ class ReleasedRow:
 
 
 def pack_released(samples: Iterable[tuple[int, EncodedSample]], length: int, pad: int) -> Iterator[ReleasedRow | None]:
-    """The released packing, with its losses: (source, sample) in, after each one a finished row or None.
+    """The released packing, with what it loses: (source, sample) in, after each one a finished row or None.
 
-    Each source file fills its own row. A sample over `length` is dropped; one that does not fit sends the row off as it
-    is and begins the next; what is left at the end is never trained on (dataset_qwen2.py).
+    Each source file fills its own row. A sample over `length` is dropped; one that does not fit emits the row as it is
+    and begins the next; what is left at the end is never trained on (dataset_qwen2.py).
     """
     open_rows: dict[int, list[EncodedSample]] = {}
     for source, sample in samples:

@@ -13,7 +13,7 @@ def parquet_rows(path: Path, columns: Sequence[str] | None = None, at_once: int 
                  error: type[Exception] = DataError) -> Iterator[dict[str, Any]]:
     """The rows of one file, `at_once` of them in memory; a picture or recording is {"bytes", "path"}, or None.
 
-    Raises `error` where pyarrow is missing or the file is not readable.
+    Raises `error` if pyarrow is missing or the file is not readable.
     """
     try:
         import pyarrow.parquet

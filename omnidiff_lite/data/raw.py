@@ -1,8 +1,8 @@
-"""Samples that are encoded on the way into training: media decoded in worker processes, tokenized on this process's
-device. For small data and trials; at full size `omnidiff tokenize` does the work once.
+"""Samples encoded on the fly during training: media decoded in worker processes, tokenized on this process's device.
+For small data and trials; at full size `omnidiff tokenize` does the work once.
 
-Whoever packs must know lengths before anything is decoded: they follow from the text, the sizes of pictures and the
-heads of recordings.
+Packing needs lengths before anything is decoded: they follow from the text, the sizes of pictures and the headers of
+recordings.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Encoder:
     speech_input: str = "continuous"
 
     def length(self, sample: Sample) -> list[int]:
-        """Ids with stand-ins for the media: at least as many as `encode` gives. Raises as `encode_samples`."""
+        """Ids with stand-ins for the media: at least as many as `encode` gives. Raises like `encode_samples`."""
         factor, images, audios = self.tokenizers.image.config.factor, [], []
         for use in uses_of(sample, self.image_sizes, self.speech_input):
             if use.kind == "image":
@@ -54,12 +54,12 @@ class Encoder:
         return ChatEncoder(self.tokenizers.vocabulary, self.tokenizers.text).sample(sample.messages, images, audios)[0]
 
     def encode(self, samples: Sequence[Sample]) -> list[EncodedSample | str]:
-        """Each sample encoded, or the reason why it cannot be. Raises `GoneError` where a shard has vanished."""
+        """Each sample encoded, or the reason why it cannot be. Raises `GoneError` if a shard has vanished."""
         if not samples:
             return []
         try:
             return list(encode_samples(samples, self.tokenizers, self.image_sizes, workers=self.workers,
-                                       speech_input=self.speech_input, small=2))  # few a step, but every step
+                                       speech_input=self.speech_input, small=2))  # few per step, but every step
         except EncodingError as error:
             if len(samples) == 1:
                 return [str(error).removeprefix("sample 0: ")]
@@ -73,7 +73,7 @@ class RawSamples:
 
     files: tuple[Rows, ...]
     file: np.ndarray  # int32 [n]: which file a sample is in
-    number: np.ndarray  # int32 [n]: which row of it
+    number: np.ndarray  # int32 [n]: which row of that file
     encoder: Encoder
     log: BrokenLog
     lengths: None = None  # each window measures its own
@@ -82,7 +82,7 @@ class RawSamples:
         return len(self.file)
 
     def measure(self, numbers: Sequence[int], pad: int) -> tuple[np.ndarray, np.ndarray]:
-        """Every process measures every sample, so that all agree on what is packed with what."""
+        """As in `Samples`. Every process measures every sample, so that all agree on what is packed with what."""
         ids = [self._length(*self._place(number)) for number in numbers]
         self.log.saw(len(ids))
         return np.array([len(i) for i in ids], np.int64), np.array([pad in i for i in ids], bool)
@@ -108,7 +108,7 @@ class RawSamples:
         return self.files[self.file[number]], int(self.number[number])
 
     def _length(self, rows: Rows, row: int) -> list[int]:
-        """Ids of a sample before its media are decoded; none where it is broken."""
+        """Ids of a sample before its media are decoded; none if it is broken."""
         try:
             return self.encoder.length(rows.sample(row))
         except GoneError:
@@ -144,7 +144,7 @@ def _tasks(rows: Rows, log: BrokenLog) -> Iterator[tuple[int, str]]:
 
 
 def _task(row: dict) -> str:
-    """The task of a row that is not checked further yet."""
+    """The task of a row that is otherwise unchecked."""
     turns = row.get("messages", row.get("conversations"))
     return row.get("task") or task_of([{"role": ROLE_NAMES[turn.get("role", turn.get("from"))],
                                         "content": turn.get("content", turn.get("value"))} for turn in turns])

@@ -3,8 +3,8 @@
     shard-000.tar:  0001.json  0001.a.jpg  0001.q.flac      one sample: members whose names agree up to the first dot
                     0002.json  ...
 
-A sample's `.json` is a row of the released format, whose `images` and `audios` are names of members of the sample. Only
-where rows lie is kept: 24 bytes a row. A plain `.json` list has no lines and is read whole.
+A sample's `.json` is a row of the released format, whose `images` and `audios` name members of the sample. Only the
+positions of rows are kept: 24 bytes per row. A plain `.json` list has no lines and is read whole.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from omnidiff_lite.data.jsonl import parse_row, sample_of
 from omnidiff_lite.data.members import member_ref, read_bytes
 
 BLOCK = 1 << 20  # bytes read at once in search of lines
-PIECE = 1 << 16  # bytes of the beginning and of the end that tell one file from another, beside its size
+PIECE = 1 << 16  # bytes at the beginning and the end that, with its size, tell one file from another
 
 
 class Rows(ABC):
@@ -44,21 +44,21 @@ class Rows(ABC):
 
     @abstractmethod
     def row(self, number: int) -> Any:
-        """A row as its JSON has it. Raises `DataError` for malformed JSON, `GoneError` for a vanished file."""
+        """A row as in its JSON. Raises `DataError` for malformed JSON, `GoneError` for a vanished file."""
 
     def sample(self, number: int) -> Sample:
-        """A row, checked. Raises `DataError` naming the place and the mend."""
+        """A row, checked. Raises `DataError` naming the place and the fix."""
         return sample_of(self.row(number), self.path.parent, self.where(number))
 
     def fingerprint(self) -> str:
-        """Hash of the file's size, beginning and end: not of all of it, which may be hundreds of gigabytes."""
+        """Hash of the file's size, beginning and end; not of all of it, which may be hundreds of gigabytes."""
         size = os.path.getsize(self.path)
         pieces = [read_bytes(self.path, start, min(PIECE, size - start)) for start in {0, max(0, size - PIECE)}]
         return hashlib.sha256(b"".join([str(size).encode(), *sorted(pieces)])).hexdigest()[:16]
 
 
 def open_rows(path: str | Path) -> Rows:
-    """The rows of a `.jsonl`, `.tar` or `.json` file. Raises `DataError` for another, or one without rows."""
+    """The rows of a `.jsonl`, `.tar` or `.json` file. Raises `DataError` for any other, or one without rows."""
     kinds = {".jsonl": JsonlRows, ".tar": TarRows, ".json": ListRows}
     path = Path(path)
     if path.suffix not in kinds:
@@ -72,7 +72,7 @@ def open_rows(path: str | Path) -> Rows:
 
 
 class JsonlRows(Rows):
-    """One conversation a line; blank lines are passed over."""
+    """One conversation per line; blank lines are skipped."""
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
@@ -93,7 +93,7 @@ class JsonlRows(Rows):
 
 
 class TarRows(Rows):
-    """One sample a group of members."""
+    """One sample per group of members."""
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
@@ -119,7 +119,7 @@ class TarRows(Rows):
             raise DataError(f"{self.where(number)}: no piece of a tar file ({error}); make the shard anew") from None
 
     def row(self, number: int) -> Any:
-        """A group's JSON, its media named by `tar:` references. Raises `DataError` also for a group without one."""
+        """A group's JSON, its media named by `tar:` references. Raises `DataError` also for a group without JSON."""
         members = self.members(number)
         name = next((name for name in members if name.endswith(".json")), None)
         if name is None:
@@ -128,7 +128,7 @@ class TarRows(Rows):
         return self._placed(row, members, self.where(number)) if isinstance(row, dict) else row
 
     def _placed(self, row: dict[str, Any], members: dict[str, tuple[int, int]], where: str) -> dict[str, Any]:
-        """The row with references in place of its members' names, which may leave out the folder."""
+        """The row with references in place of its members' names, which may omit the folder."""
         by_name = {os.path.basename(member): place for member, place in members.items()}
         placed = dict(row)
         for kind in ("images", "audios"):
@@ -191,7 +191,7 @@ def _groups(path: Path) -> Iterator[tuple[int, int]]:
                 if group != key:
                     key, start = group, member.offset
                 end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                shard.members = []  # or tarfile keeps them all
+                shard.members = []  # otherwise tarfile keeps them all
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"{path}: not a readable tar file ({error}); make or fetch the shard again") from None
     if key is not None:

@@ -1,7 +1,8 @@
-"""The one door through which training takes its samples, be they in memory, in shards on disk or still to be encoded.
+"""The one interface through which training gets its samples, whether in memory, in shards on disk or still to be
+encoded.
 
-Packing needs no more than random access: how many samples there are, how long some of them are, and those themselves.
-Nothing here has a state, so a run resumes from the number of its step.
+Packing only needs random access: how many samples there are, how long some of them are, and those samples themselves.
+Nothing here has state, so a run resumes from its step number.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     def measure(self, numbers: Sequence[int], pad: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of some samples: tokens (at least as many as `fetch` gives; 0 = broken), and whether the pad id is in."""
+        """For some samples: tokens (at least as many as `fetch` gives; 0 = broken), and whether the pad id occurs."""
 
     def fetch(self, numbers: Sequence[int]) -> list[EncodedSample | None]:
-        """Some samples; None for one that turns out broken, which has been logged."""
+        """Some samples; None for one that turns out to be broken, which is then logged."""
 
     def take(self, numbers: np.ndarray) -> Samples:
-        """These alone."""
+        """Only the samples with these numbers."""
 
     def fingerprint(self) -> str:
-        """Hash of all that decides what the samples are."""
+        """Hash of everything that decides what the samples are."""
 
 
 class InMemory(list):
@@ -63,5 +64,5 @@ Given = Union[Samples, Sequence[EncodedSample]]
 
 
 def as_samples(given: Given) -> Samples:
-    """A plain list is in memory."""
+    """`given` as `Samples`; a plain list becomes `InMemory`."""
     return given if hasattr(given, "fetch") else InMemory(given)

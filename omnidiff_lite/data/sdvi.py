@@ -1,11 +1,11 @@
 """SDVI at the paper's scale (section 3.3): spoken VQA from LLaVA-OneVision, speech to image from BLIP3o-JourneyDB.
 
     sdvi/svqa.jsonl     samples as they are made, in the released format
-         svqa.json      how far the source has been read, and what from: a killed run goes on there
+         svqa.json      which source, and how far it has been read: a killed run resumes there
          audios/        their recordings
          unspoken.jsonl samples that could not be spoken
 
-The steps are those of `world.sdvi`, one sample at a time; who speaks is any `Synthesiser`.
+The steps are those of `world.sdvi`, one sample at a time; any `Synthesiser` may speak.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from omnidiff_lite.world.synthesisers import Synthesiser
 from omnidiff_lite.world.voices import VoiceError
 
 SIZE = 30_000  # samples of each of the two parts (table 4)
-Script = tuple[Sample, sdvi.Said[str]]  # a sample without recordings, and what they shall say
+Script = tuple[Sample, sdvi.Said[str]]  # a sample without recordings, and what these shall say
 
 
 def build_sdvi(task: str, samples: Iterable[Sample], out: str | Path, speaker: Synthesiser, n: int = SIZE,
@@ -40,8 +40,8 @@ def build_sdvi(task: str, samples: Iterable[Sample], out: str | Path, speaker: S
     """Make up to `n` samples of `task` ("svqa" from samples of VQA, "s2i" from those of T2I); returns the jsonl file.
 
     `samples`: in the same order at every call (`read_corpus`). `log`: takes what cannot be spoken. `corpus`: names
-    what `samples` come from. Raises `DataError` for another task, for samples that it cannot be made from, where the
-    folder was begun with another corpus, seed or speaker, and where nothing could be made.
+    the source of `samples`. Raises `DataError` for another task, for unsuitable samples, if the folder was begun with
+    another corpus, seed or speaker, and if nothing could be made.
     """
     if task not in SCRIPTS:
         raise DataError(f"SDVI has no task {task!r}; choose one of {', '.join(SCRIPTS)}")
@@ -73,7 +73,7 @@ def build_sdvi(task: str, samples: Iterable[Sample], out: str | Path, speaker: S
 # --- the steps --------------------------------------------------------------------------------------------------------
 
 def _vqa_script(sample: Sample, speaker: Synthesiser, seed: int) -> Script | None:
-    """Steps 1 to 3 of the paper; None for a sample that they leave out."""
+    """Steps 1 to 3 of the paper; None for a sample they leave out."""
     row = _llava_row(sample)
     chosen = functools.partial(voice_of, speaker, seed)
     return next(sdvi.vqa_scripts([row] if row else [], chosen, speaker.answer_voice), None)
@@ -83,7 +83,7 @@ def _image_script(sample: Sample, speaker: Synthesiser, seed: int) -> Script:
     return sdvi.image_script(sample.meta["caption"], sample.images[0], functools.partial(voice_of, speaker, seed))
 
 
-# LLaVA-OneVision's conversations; a few ask for a caption, or are about no picture and left out.
+# LLaVA-OneVision's conversations; a few ask for a caption, or have no picture and are left out.
 TAKES = {"svqa": ("vqa", "captioning", "text_qa"), "s2i": ("t2i",)}
 SPOKEN = {"svqa": "questions about pictures (llava_onevision)", "s2i": "pictures with captions (blip3o_journeydb)"}
 SCRIPTS: dict[str, Callable[[Sample, Synthesiser, int], Script | None]] = {"svqa": _vqa_script, "s2i": _image_script}
@@ -100,12 +100,12 @@ def _llava_row(sample: Sample) -> sdvi.Row | None:
 
 
 def voice_of(speaker: Synthesiser, seed: int, *key: str) -> str:
-    """Who says a sample: depends on the seed and the sample, not on the other ones."""
+    """Who speaks a sample: depends on the seed and the sample, not on the others."""
     return sdvi.choose_voice(speaker.voices, seed, *map(os.path.basename, key))
 
 
 def _spoken(script: Script | None, out: Path, speaker: Synthesiser, where: str, log: BrokenLog) -> Sample | None:
-    """Step 4: the sample with its recordings, or None where one cannot be made."""
+    """Step 4: the sample with its recordings, or None if one cannot be made."""
     log.saw(1)
     if script is None:
         return None
@@ -119,14 +119,14 @@ def _spoken(script: Script | None, out: Path, speaker: Synthesiser, where: str, 
 
 
 def recording(text: str, voice: str, out: Path, speaker: Synthesiser) -> str:
-    """`text` in `voice`, a file of its own under `out`, made unless it is there, written whole; relative to `out`.
+    """`text` in `voice`, a file of its own under `out`, made unless it exists, written atomically; relative to `out`.
 
     Raises `VoiceError` or `MediaError` for what cannot be spoken.
     """
     name = f"audios/{hashlib.sha256(json.dumps([voice, text]).encode()).hexdigest()[:20]}.flac"
     if not (out / name).exists():
         wave = load_waveform(speaker.speak(text, voice))  # not silent, not longer than the encoder takes
-        with written_whole(out / name) as partial:  # another process may say it too
+        with written_whole(out / name) as partial:  # another process may be making it too
             wave.save(partial, "FLAC")
     return name
 
@@ -134,7 +134,7 @@ def recording(text: str, voice: str, out: Path, speaker: Synthesiser) -> str:
 # --- going on ---------------------------------------------------------------------------------------------------------
 
 def _resume(path: Path, about: dict) -> tuple[int, int]:
-    """Source rows read and samples made; what a killed run wrote beyond its last note is cut off."""
+    """Source rows read and samples made; what a killed run wrote after its last note is cut off."""
     note = path.with_suffix(".json")
     if not note.exists():
         path.write_text("")

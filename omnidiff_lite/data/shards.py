@@ -5,7 +5,7 @@
                                        each sample in these; tasks, holds_pad uint8 [n]
             broken.jsonl               samples that were left out, with the reason
 
-In memory are a sample's length, its shard and its place there: 13 bytes a sample, some 250 MB for all of the paper's.
+In memory are each sample's length, shard and place there: 13 bytes per sample, some 250 MB for all of the paper's.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ INDEX = "index.json"
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 def write_shard(path: Path, samples: Sequence[EncodedSample], pad: int, notes: dict[str, Any]) -> None:
-    """One shard; a reader sees the whole file or none. `notes`: JSON-plain, kept with it."""
+    """Write one shard; a reader sees the whole file or none. `notes`: plain JSON values, stored with it."""
     tasks = sorted({sample.task for sample in samples})
     sizes = np.array([[len(s.ids), len(s.frames)] for s in samples], np.int64).reshape(-1, 2)
     empty = {"ids": np.zeros(0, np.int32), "labels": np.zeros(0, np.int32), "frames": np.zeros((0, 1), np.float16)}
@@ -43,7 +43,7 @@ def write_shard(path: Path, samples: Sequence[EncodedSample], pad: int, notes: d
                 "tasks": np.array([tasks.index(s.task) for s in samples], np.uint8),
                 "holds_pad": np.array([(s.ids == pad).any() for s in samples], np.uint8)}
     with written_whole(path) as partial:
-        # One entry: safetensors writes several in any order, and equal shards shall be equal files.
+        # A single entry: safetensors writes several in any order, and equal shards should be equal files.
         save_file(tensors, partial, metadata={"notes": json.dumps({"tasks": tasks, **notes})})
 
 
@@ -53,7 +53,7 @@ def shard_notes(path: Path) -> dict[str, Any]:
 
 
 def write_index(directory: Path, shards: Iterable[Path], about: dict[str, Any]) -> dict[str, Any]:
-    """`index.json` over these shards, with `about` kept beside them; returns it."""
+    """Write `index.json` for these shards, with `about` stored beside them; returns it."""
     index = {**about, "shards": [_entry(shard) for shard in shards]}
     write_json(directory / INDEX, index)
     return index
@@ -79,7 +79,7 @@ class ShardSamples:
     task: str
     lengths: np.ndarray  # int32 [n]
     shard: np.ndarray  # int32 [n]: which shard a sample is in
-    place: np.ndarray  # int32 [n]: which sample of it
+    place: np.ndarray  # int32 [n]: which sample of that shard
     holds_pad: np.ndarray  # bool [n]
 
     def __len__(self) -> int:
@@ -103,15 +103,15 @@ class ShardSamples:
                             self.place[numbers], self.holds_pad[numbers])
 
     def fingerprint(self) -> str:
-        """By the hashes in the index: a shard of which one byte has changed since is not noticed here."""
+        """By the hashes in the index: a shard that has changed by a byte since is not noticed here."""
         digest = hashlib.sha256("\n".join([self.task, *self.hashes]).encode())
         digest.update(self.lengths.tobytes() + self.shard.tobytes() + self.place.tobytes())
         return digest.hexdigest()[:16]
 
 
 def read_shards(directories: Iterable[str | Path]) -> dict[str, ShardSamples]:
-    """The samples of encoded folders by task. Raises `DataError` or `GoneError` naming a folder or shard that is not
-    whole, before anything is trained on."""
+    """The samples of encoded folders by task. Raises `DataError` or `GoneError` naming an incomplete folder or shard,
+    before any training."""
     shards = [(path, entry["sha256"]) for directory in directories for path, entry in _shards(Path(directory))]
     parts: dict[str, list[tuple[np.ndarray, ...]]] = {}
     for number, (path, _) in enumerate(shards):

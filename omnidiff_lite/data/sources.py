@@ -1,4 +1,4 @@
-"""What training is given as data, opened by what it is: encoded folders, or files that are encoded on the way."""
+"""Training data, opened by kind: encoded folders, or files that are encoded on the fly."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ def open_samples(paths: Sequence[str | Path], tokenizers: Tokenizers, image_size
                  ) -> dict[str, Samples]:
     """Samples by task, from folders of `omnidiff tokenize` and from jsonl, json and tar files.
 
-    `workers`: processes that decode media of the files; `speech_input` as in `encode_samples`. Broken samples go to
-    `out/broken.jsonl`, up to the limits of `BrokenLog`. Raises `DataError` for what cannot be read, and for a task that comes both ways.
+    `workers`: processes that decode the files' media; `speech_input` as in `encode_samples`. Broken samples go to
+    `out/broken.jsonl`, up to the limits of `BrokenLog`. Raises `DataError` for what cannot be read, and for a task that
+    comes both ways.
     """
     folders = [path for path in map(Path, paths) if path.is_dir()]
     files = [path for path in map(Path, paths) if not path.is_dir()]

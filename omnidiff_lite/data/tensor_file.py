@@ -1,4 +1,4 @@
-"""Rows of a safetensors file, read one range at a time: no map that a truncated file would turn into a crash."""
+"""Rows of a safetensors file, read one range at a time: without a memory map, where a truncated file means a crash."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TYPES = {"I32": np.int32, "I64": np.int64, "F16": np.float16, "U8": np.uint8}
 
 
 def _head(path: str | Path) -> tuple[int, dict[str, Any]]:
-    """Where the tensors begin, and what the head says of them. Raises `GoneError` where the file has vanished."""
+    """Where the tensors begin, and what the header says of them. Raises `GoneError` if the file has vanished."""
     try:
         seen = os.stat(path)
     except OSError as error:
@@ -28,7 +28,7 @@ def _head(path: str | Path) -> tuple[int, dict[str, Any]]:
 
 @lru_cache(maxsize=4096)
 def _head_of(path: str, file_size: int, changed: int) -> tuple[int, dict[str, Any]]:
-    """Of the file as it is: one that is made again under its name has a head of its own."""
+    """The header of the file as it is now: a file rewritten under the same name has its own."""
     size = int.from_bytes(read_bytes(path, 0, 8), "little")
     try:
         return 8 + size, json.loads(read_bytes(path, 8, size))
@@ -37,7 +37,7 @@ def _head_of(path: str, file_size: int, changed: int) -> tuple[int, dict[str, An
 
 
 def read_rows(path: str | Path, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-    """Rows `start..stop-1` of a tensor (default: all). Raises `GoneError` where the file has vanished."""
+    """Rows `start..stop-1` of a tensor (default: all). Raises `GoneError` if the file has vanished."""
     begin, head = _head(path)
     entry = head[name]
     shape, dtype = entry["shape"], np.dtype(_TYPES[entry["dtype"]])

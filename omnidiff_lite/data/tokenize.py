@@ -1,7 +1,8 @@
 """Encode files of samples once, in parallel processes, so that training reads ids (`omnidiff tokenize`).
 
-The rows are cut into shards of a fixed number, each made by one process and written whole. A run that was killed goes
-on: shards that are there are kept. Broken samples are left out, named in `broken.jsonl`, and stop the run past the limit.
+The rows are cut into shards of a fixed number of rows, each made by one process and written atomically. A killed run
+can be resumed: existing shards are kept. Broken samples are left out, named in `broken.jsonl`, and stop the run past
+the limit.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ if TYPE_CHECKING:
     from omnidiff_lite.tokenizers.bundle import Tokenizers
 
 SHARD_ROWS = 2048
-AT_ONCE = 256  # samples whose media one process has in memory
+AT_ONCE = 256  # samples whose media one process holds in memory
 RUN = "run.json"  # what the shards of a folder were made from
 Load = Callable[[], "Tokenizers"]
-How = tuple[tuple[int, int], str]  # sizes of pictures, and how a user's speech is written
+How = tuple[tuple[int, int], str]  # picture sizes, and the form of a user's speech
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,9 @@ def tokenize_files(paths: Sequence[str | Path], out: str | Path, load: Load, ima
     """Encode jsonl, json and tar files into the folder `out`; returns its index.
 
     `load`: gives the tokenizers, in this process and in each of `processes` (0: all in this one). `image_sizes` and
-    `speech_input` as in `encode_samples`. `most`, `share`:
-    broken samples allowed, as in `BrokenLog`. Raises `DataError` for a folder that holds another run's shards, for a
-    source that cannot be read, past the limit of broken samples, and where the disk is full or a worker was killed.
+    `speech_input` as in `encode_samples`. `most`, `share`: broken samples allowed, as in `BrokenLog`. Raises
+    `DataError` for a folder that holds another run's shards, for a source that cannot be read, past the limit of broken
+    samples, and if the disk is full or a worker was killed.
     """
     out, sources = Path(out), [open_rows(path) for path in paths]
     tokenizers = load()
@@ -77,12 +78,13 @@ def tokenize_files(paths: Sequence[str | Path], out: str | Path, load: Load, ima
 def _about(sources: Sequence[Rows], tokenizers: Tokenizers, how: How, shard_rows: int) -> dict[str, Any]:
     return {"sources": {f"{number} {rows.path.name}": f"{len(rows)} rows, {rows.fingerprint()}"
                         for number, rows in enumerate(sources)},
-            "tokenizers": tokenizers.fingerprint(), "image_sizes": list(how[0]), "speech_input": how[1], "shard_rows": shard_rows,
+            "tokenizers": tokenizers.fingerprint(), "image_sizes": list(how[0]), "speech_input": how[1],
+            "shard_rows": shard_rows,
             "source_code": source_hash(*SOURCES)}
 
 
 def _same_run(out: Path, about: dict[str, Any]) -> None:
-    """The folder is new, or what it holds was begun from the same. Raises `DataError` naming what differs."""
+    """Checks that the folder is new or was begun from the same inputs. Raises `DataError` naming what differs."""
     path = out / RUN
     if path.exists():
         before = json.loads(path.read_text())
@@ -101,7 +103,7 @@ def _jobs(sources: Sequence[Rows], out: Path, shard_rows: int) -> Iterator[Job]:
 
 
 def _tell(log: BrokenLog, job: Job) -> None:
-    """What a shard left out, into the log."""
+    """Log what a shard left out."""
     log.saw(job.stop - job.start)
     for where, reason in shard_notes(job.shard)["broken"]:
         log.skip(where, reason)
@@ -111,7 +113,7 @@ def _tell(log: BrokenLog, job: Job) -> None:
 
 def _done(jobs: Sequence[Job], sources: Sequence[Rows], load: Load, tokenizers: Tokenizers, how: How,
           processes: int) -> Iterator[Job]:
-    """Each job once its shard is there; those of an earlier run first."""
+    """Each job once its shard exists; those of an earlier run first."""
     left = [job for job in jobs if not job.shard.exists()]
     yield from (job for job in jobs if job.shard.exists())
     if processes < 2 or len(left) < 2:
@@ -127,7 +129,7 @@ def _done(jobs: Sequence[Job], sources: Sequence[Rows], load: Load, tokenizers: 
 
 
 def _pooled(pool: ProcessPoolExecutor, jobs: Sequence[Job], ahead: int) -> Iterator[Job]:
-    """Jobs as they end, at most `ahead` of them handed out; the first error ends the rest. Raises `DataError` where a
+    """Jobs as they end, at most `ahead` of them handed out; the first error ends the rest. Raises `DataError` if a
     worker was killed."""
     waiting: dict[Future, Job] = {}
     todo = iter(jobs)
@@ -150,7 +152,7 @@ def _pooled(pool: ProcessPoolExecutor, jobs: Sequence[Job], ahead: int) -> Itera
 
 
 _encoder: Encoder | None = None  # of a worker process
-_rows: dict[Path, Rows] = {}  # files whose lines a worker process has found
+_rows: dict[Path, Rows] = {}  # files whose lines a worker process has located
 
 
 def _encoder_of(tokenizers: Tokenizers, how: How) -> Encoder:
@@ -163,14 +165,14 @@ def _begin(owner: int, load: Load, how: How, threads: int) -> None:
     global _encoder
     end_with(owner)
     torch.set_num_threads(threads)
-    if torch.cuda.is_available():  # one after the other
+    if torch.cuda.is_available():  # spread in turn
         torch.cuda.set_device((multiprocessing.current_process()._identity[0] - 1) % torch.cuda.device_count())
     _encoder = _encoder_of(load(), how)
 
 
 def _work(job: Job) -> None:
     if job.source not in _rows:
-        _rows.clear()  # jobs come file after file
+        _rows.clear()  # jobs come file by file
         _rows[job.source] = open_rows(job.source)
     _make(job, _rows[job.source], _encoder)
 
@@ -193,7 +195,7 @@ def _make(job: Job, rows: Rows, encoder: Encoder) -> None:
 
 
 def _read(rows: Rows, numbers: range, broken: list[tuple[str, str]]) -> Iterator[tuple[int, Any]]:
-    """(number, sample) of those that are whole so far."""
+    """(number, sample) of those that are intact so far."""
     for number in numbers:
         try:
             yield number, rows.sample(number)

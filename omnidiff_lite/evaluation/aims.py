@@ -1,9 +1,9 @@
-"""What the kit set itself to reach at the `cpu` preset, and what a run's records say: aim, value, interval, n.
+"""The kit's own aims for the `cpu` preset, and what a run's records say of them: aim, value, interval, n.
 
-    aims_table(Artifacts.of("cpu"))         # a row an aim, read from results/cpu/metrics/*.json
+    aims_table(Artifacts.of("cpu"))         # one row per aim, read from results/cpu/metrics/*.json
 
-Every aim names the record that decides it. One without a record of the run's own configuration is "not measured", one
-on fewer items than it asks for has "too few items": neither is reached.
+Every aim names the record that decides it. An aim without a record of the run's own configuration is "not measured";
+one measured on fewer items than it asks for has "too few items". Neither counts as reached.
 """
 
 from __future__ import annotations
@@ -27,21 +27,22 @@ SIGNS = {"high": "≥", "low": "≤"}
 NOT_MEASURED, TOO_FEW = "not measured", "too few items"
 ITEMS = 200
 NOTE = (f"The aims were set for the `cpu` preset, with at least {ITEMS} items each; shares of the matrix count its "
-        f"{len(CELLS)} cells. With fewer nothing is reached. Reached: the value itself is there, whatever its interval. "
-        "Numbers of another configuration than the run's own (`config.json`) do not count. Brackets: 95 % interval; of a "
-        "difference, paired by item where the run has recorded it so, else the farthest that the two intervals allow. "
-        "\"Of\": what the first of two values must reach besides, since two bad ones differ little as well. Chance: what "
-        "guessing would score. Ceiling: the best possible, the same score of the right answers, through tokens and back. "
-        "Over seeds: mean and 95 % interval over evaluation seeds, which draw other items and decode with other noise.")
+        f"{len(CELLS)} cells. With fewer nothing is reached. Reached: the value itself is there, whatever its "
+        "interval. Numbers of another configuration than the run's own (`config.json`) do not count. Brackets: 95 % "
+        "interval; of a difference, paired by item where the run has recorded it so, else the farthest that the two "
+        "intervals allow. \"Of\": what the first of two values must reach besides, since two bad ones differ little as "
+        "well. Chance: what guessing would score. Ceiling: the best possible, the same score of the right answers, "
+        "through tokens and back. Over seeds: mean and 95 % interval over evaluation seeds, which draw other items and "
+        "decode with other noise.")
 
 
 @dataclass(frozen=True)
 class Aim:
-    """One quantity. `best` says which end is good. `{full}` and `{quarter}` in keys and label are numbers of steps.
+    """One quantity. `best` says which end is good. `{full}` and `{quarter}` in keys and label are step counts.
 
-    `less`: its value is taken off, so that the aim is about a difference; `paired` is the record of that difference
-    paired by item, which goes before. That of two bad values is small and means nothing, so `base` is what `key` itself
-    must reach besides. `chance`: what answering without a look would score. `items`: the fewest that count.
+    `less`: its value is subtracted, so that the aim is about a difference; `paired`, the record of that difference
+    paired by item, takes precedence. Two bad values may differ little, which means nothing, so `base` is what `key`
+    itself must also reach. `chance`: what guessing would score. `items`: the fewest items that count.
     """
 
     label: str
@@ -60,7 +61,7 @@ class Aim:
 
 @dataclass(frozen=True)
 class Value:
-    """What was measured of an aim; `first` is the value of its own record, before anything is taken off."""
+    """What was measured for an aim; `first` is the value of its own record, before any subtraction."""
 
     value: float
     low: float | None
@@ -144,10 +145,10 @@ AIMS = (
 
 
 def aims_table(artifacts: Artifacts, aims: Sequence[Aim] = AIMS) -> pd.DataFrame:
-    """One row an aim: aim, asked, shown (value and interval as text), value, low, high, n, seeds, reached ("yes", "no",
-    "too few items" or "not measured"), chance, ceiling, over seeds.
+    """One row per aim: aim, asked, shown (value and interval as text), value, low, high, n, seeds, reached ("yes",
+    "no", "too few items" or "not measured"), chance, ceiling, over seeds.
 
-    The numbers of steps are the first two of the run's own (`config.json`), as table 3 has them.
+    The step counts are the first two of the run's own (`config.json`), as in table 3.
     """
     path = artifacts.dir / "config.json"
     config = json.loads(path.read_text()) if path.exists() else {"evaluation": {"steps": []}}
@@ -157,7 +158,7 @@ def aims_table(artifacts: Artifacts, aims: Sequence[Aim] = AIMS) -> pd.DataFrame
 
 
 def aims_markdown(frame: pd.DataFrame) -> str:
-    """The table that `aims_table` gives, as Markdown with its note."""
+    """The table from `aims_table` as Markdown, with its note."""
     n = [f"{n:.0f}" if pd.notna(n) else "" for n in frame["n"]]
     seeds = [", ".join(map(str, each or ())) for each in frame["seeds"]]
     shown = pd.DataFrame({"aim": frame["aim"], "asked": frame["asked"], "value": frame["shown"], "n": n, "seeds": seeds,
@@ -166,8 +167,7 @@ def aims_markdown(frame: pd.DataFrame) -> str:
 
 
 def reached(aim: Aim, found: Value | None) -> str:
-    """Whether the value meets the aim, on items enough: at it, or on its good side; and so the base, where there is
-    one."""
+    """Whether the value, on enough items, is at the aim or on its good side; the base, if any, must be met too."""
     if found is None:
         return NOT_MEASURED
     if found.n < aim.items:
@@ -181,10 +181,10 @@ def _meets(value: float, best: Best, aim: float) -> bool:
 
 
 def measured_value(aim: Aim, records: Mapping[Key, Record]) -> Value | None:
-    """The record of an aim, or the difference of two; None where one is not there.
+    """The value of an aim's record, or the difference of two; None where a record is missing.
 
-    Of a difference that no record has paired, n is the smaller one, and the interval reaches as far as the two do at
-    worst.
+    For a difference that no record pairs, n is the smaller of the two, and the interval is the widest that the two
+    intervals allow.
     """
     first, paired = _found(aim.key, records), _found(aim.paired, records)
     if aim.less is None or first is None:
@@ -208,7 +208,7 @@ def _found(key: Key | None, records: Mapping[Key, Record]) -> Value | None:
 
 
 def _at(aim: Aim, steps: Sequence[object]) -> Aim:
-    """The aim with its numbers of steps filled in."""
+    """The aim with its step counts filled in."""
     def filled(text: str) -> str:
         return text.format(full=steps[0], quarter=steps[1])
 

@@ -1,8 +1,8 @@
-"""Generated pictures against their prompts: CLIP-T, CLIP-I, and what is really in them.
+"""Generated pictures against their prompts: CLIP-T, CLIP-I, and what they really show.
 
 Emu2's protocol (section 4 of the paper refers to it): CLIP-T is the mean cosine of prompt and generated picture,
-CLIP-I that of generated and real picture. On the embedded world a picture can also be read back into a scene, and
-compared object by object: that needs no learned judge. A picture that did not come counts 0 everywhere.
+CLIP-I that of generated and real picture. On the embedded world a picture can also be read back into a scene and
+compared object by object, without a learned judge. A missing picture counts 0 everywhere.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ def _evaluate(model: Model, judges: Judges, samples: Sequence[Sample], settings:
 def evaluate_pictures(judges: Judges, pictures: Sequence[PIL.Image.Image | None], samples: Sequence[Sample],
                       settings: Settings = Settings(row="real data (ceiling)"), *, world: WorldConfig | None = None
                       ) -> tuple[list[Record], pd.DataFrame]:
-    """The same scores of given pictures. Ceilings: the real ones, or `reconstruct`ed ones; floor: `mismatched` ones."""
+    """The same scores for given pictures: real or `reconstruct`ed ones for ceilings, `mismatched` ones for a floor."""
     scores, items = score_pictures(judges, pictures, samples, settings, world=world)
     return measured(TABLE, settings.row, settings.seed, scores), items
 
 
 def swapped_judges(judges: Judges, pictures: Sequence[PIL.Image.Image | None], samples: Sequence[Sample],
                    settings: Settings) -> list[Record]:
-    """CLIP-T by the judge of CLIP-I and CLIP-I by that of CLIP-T, clip_t_other and clip_i_other: which model the paper
-    took is not stated. None where one model is both."""
+    """CLIP-T by the CLIP-I judge and CLIP-I by the CLIP-T judge, as clip_t_other and clip_i_other: the paper does not
+    say which model it used. No records where one model is both."""
     if judges.clip_t is judges.clip_i:
         return []
     scores, _ = score_pictures(replace(judges, clip_t=judges.clip_i, clip_i=judges.clip_t), pictures, samples, settings)
@@ -90,13 +90,13 @@ def score_pictures(judges: Judges, pictures: Sequence[PIL.Image.Image | None], s
 
 
 def picture_items(items: pd.DataFrame) -> dict[str, tuple[str, ...]]:
-    """Which columns per item of `score_pictures` the columns of its estimates are made of (`paired.differences`)."""
+    """Which per-item columns of `score_pictures` make up each of its estimates (`paired.differences`)."""
     judged = {name: (name,) for name in ("clip_t", "clip_i")}
     return judged | {f"image_{name}": (name,) for name in items if name == "missing" or name.endswith("_right")}
 
 
 def read_picture(picture: PIL.Image.Image | None, scene: dict, world: WorldConfig) -> dict[str, bool]:
-    """What of the scene is really in the picture (keys as `world.captions.verdict`); nothing where it is missing."""
+    """What of the scene the picture really shows (keys as in `world.captions.verdict`); nothing if it is missing."""
     from omnidiff_lite.evaluation.scene_analysis import score
 
     if picture is None:
@@ -104,14 +104,15 @@ def read_picture(picture: PIL.Image.Image | None, scene: dict, world: WorldConfi
     return score(picture, Scene.from_dict(scene), world)
 
 
-def marked_captions(pictures: Sequence[PIL.Image.Image | None], samples: Sequence[Sample], world: WorldConfig) -> list[str]:
-    """Each sample's caption, "✓ " before it where its picture has all of it right (`read_picture`), else "✗ "."""
+def marked_captions(pictures: Sequence[PIL.Image.Image | None], samples: Sequence[Sample], world: WorldConfig
+                    ) -> list[str]:
+    """Each sample's caption, prefixed "✓ " if its picture has all of it right (`read_picture`), else "✗ "."""
     right = [read_picture(picture, meta(s, "scene"), world)["all_right"] for picture, s in zip(pictures, samples)]
     return [f"{'✗✓'[ok]} {meta(s, 'caption')}" for ok, s in zip(right, samples)]
 
 
 def reconstruct(tokenizer: ImageTokenizer, pictures: Sequence[PIL.Image.Image]) -> list[PIL.Image.Image]:
-    """Pictures through image tokens and back, some at a time: what a model with perfect tokens would draw."""
+    """Pictures through image tokens and back, a few at a time: what a model with perfect tokens would draw."""
     size, device = tokenizer.config.generation_size, next(tokenizer.parameters()).device
     parts = [pictures[start:start + TOGETHER] for start in range(0, len(pictures), TOGETHER)]
     drawn = (tokenizer.decode(tokenizer.encode(torch.stack([prepare(picture, size) for picture in part]).to(device)))
@@ -120,5 +121,5 @@ def reconstruct(tokenizer: ImageTokenizer, pictures: Sequence[PIL.Image.Image]) 
 
 
 def mismatched(pictures: Sequence[PIL.Image.Image]) -> list[PIL.Image.Image]:
-    """Each prompt with the next prompt's picture: what CLIP gives to a picture of something else."""
+    """Each prompt with the next prompt's picture: the score CLIP gives a picture of something else."""
     return [*pictures[1:], pictures[0]]

@@ -1,6 +1,6 @@
 """Open questions, typed or spoken: is the answer right, and does the voice say what the text says?
 
-The paper shows such answers (figure 4) and gives no figure; on the embedded world each has one short answer.
+The paper shows such answers (figure 4) but gives no numbers; on the embedded world each has one short answer.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def evaluate_answers(model: Model, samples: Sequence[Sample], settings: Settings
                      judge: Recogniser | None = None, table: str = "table2_vision"
                      ) -> tuple[list[Record], pd.DataFrame]:
     """Tasks text_qa, vqa, sqa, svqa (meta "answer"). Column <task>_right: percent of answers that are `right`. With
-    `judge`, for tasks that answer aloud: <task>_spoken_right, of what is heard, and <task>_voice_wer, between the text
-    and the voice of one answer (of answers with a text; a silent one is all wrong).
+    `judge`, for tasks that answer aloud: <task>_spoken_right, the same for what is heard, and <task>_voice_wer, between
+    the text and the voice of one answer (only answers with a text; a silent one is all errors).
     """
     outputs = TASKS[task].outputs if judge else ("text",)
     answers = ask(model, samples, settings, to=outputs, task=task)
@@ -42,7 +42,7 @@ def evaluate_answers(model: Model, samples: Sequence[Sample], settings: Settings
 
 def answer_items(answers: Sequence[Answer], samples: Sequence[Sample], judge: Recogniser | None = None
                  ) -> pd.DataFrame:
-    """Per item: question, answer (what is right), prediction, right; with `judge` also heard and spoken_right."""
+    """Per item: question, answer (the right one), prediction, right; with `judge` also heard and spoken_right."""
     items = pd.DataFrame({"question": [s.meta.get("question", "") for s in samples],
                           "answer": [meta(s, "answer") for s in samples],
                           "prediction": [a.text or "" for a in answers]})
@@ -54,8 +54,8 @@ def answer_items(answers: Sequence[Answer], samples: Sequence[Sample], judge: Re
 
 
 def right(said: str, answer: str) -> bool:
-    """Whether the words are the answer's, case and punctuation aside. Where that is "yes", "no", or one of them with its
-    evidence behind a comma, the first word alone counts, as in MME."""
+    """Whether the words are the answer's, case and punctuation aside. Where the answer is "yes" or "no", alone or
+    with its evidence after a comma, only the first word counts, as in MME."""
     verdict = answer.split(",")[0].strip().lower()
     if verdict in (YES, NO):
         return yes_or_no(said) == verdict

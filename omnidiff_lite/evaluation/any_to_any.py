@@ -1,9 +1,9 @@
 """Any to any, measured: how many answers are right in every cell of the 7 x 7 matrix of `combinations`.
 
-The paper claims any-to-any and measures a handful of tasks. Here every cell with a right answer is asked, of the test
-split: scenes and questions not trained on, voices not heard. An item is right if every output that was asked for is:
-text and what the judge hears equal the answer's words (a caption: all that it says holds), a picture shows every object
-by shape and colour, and no other, standing as described. A missing output is wrong.
+The paper claims any-to-any but measures only a handful of tasks. Here every cell with a right answer is asked, on the
+test split: scenes and questions not trained on, held-out voices. An item is right if every requested output is: text
+and what the judge hears equal the answer's words (for a caption, all that it says holds), and a picture shows every
+object by shape and colour, no others, placed as described. A missing output is wrong.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ASKED = {key: cell for key, cell in CELLS.items() if cell.ask is not None}  # al
 
 @dataclass(frozen=True)
 class Reference:
-    """The right answer, in the forms that are asked for: what a perfect model would give."""
+    """The right answer in the requested outputs: what a perfect model would give."""
 
     text: str
     speech: Waveform | None
@@ -52,11 +52,11 @@ class Reference:
 
 def evaluate_any_to_any(model: Model, judge: Recogniser, n: int, settings: Settings, world: WorldConfig,
                         painted: pd.DataFrame | None = None) -> tuple[list[Record], pd.DataFrame]:
-    """Percent of `n` items right in every defined cell: table any_to_any, row = inputs, column = outputs; the others
-    are missing, with the reason. Table any_to_any_voice_wer: WER of what is heard, where the answer has fixed words.
+    """Percent of `n` items right in every defined cell: table any_to_any, row = inputs, column = outputs; the other
+    cells are missing, with the reason. Table any_to_any_voice_wer: WER of what is heard, where the wording is fixed.
 
-    Needs `settings.image_sizes`. `painted`: items of `evaluate_inpainting`, where they are at hand. Per item: inputs,
-    outputs, asked, answer, text, heard, text_right, speech_right, image_right (None where not asked for), right.
+    Needs `settings.image_sizes`. `painted`: items from `evaluate_inpainting`, if available. Per item: inputs,
+    outputs, asked, answer, text, heard, text_right, speech_right, image_right (None where not requested), right.
     """
     if painted is None:
         cases = covered(n, settings.seed, world, settings.image_sizes[1])
@@ -74,8 +74,8 @@ def evaluate_any_to_any(model: Model, judge: Recogniser, n: int, settings: Setti
 
 def evaluate_references(tokenizers: Tokenizers, judge: Recogniser, n: int, settings: Settings, world: WorldConfig
                         ) -> list[Record]:
-    """The same of the right answers, spoken in the answer voice and drawn by the world, through `tokenizers` and back:
-    what tokens, judge and the reading of pictures leave of a perfect model. Table any_to_any_ceiling."""
+    """The same for the right answers, spoken in the answer voice and drawn by the world, through `tokenizers` and back:
+    the score that tokens, judge and picture reading leave a perfect model. Table any_to_any_ceiling."""
     drawn, found = _drawn(n, settings, world), {}
     for (_, outputs), cell in ASKED.items():
         if (cell.drawn, outputs) not in found:  # the right answer does not depend on how it was asked for
@@ -89,7 +89,7 @@ def evaluate_references(tokenizers: Tokenizers, judge: Recogniser, n: int, setti
 
 
 def references(drawn: Sequence[Sample], outputs: str, settings: Settings, tokenizers: Tokenizers) -> list[Reference]:
-    """What is right for each sample, its pictures and voices as their tokens keep them."""
+    """The right answer to each sample, with pictures and voices as their tokens preserve them."""
     asked, texts = outputs.split(" + "), [meta(sample, "answer") for sample in drawn]
     voices, pictures = [None] * len(drawn), [None] * len(drawn)
     if "speech" in asked:
@@ -101,8 +101,8 @@ def references(drawn: Sequence[Sample], outputs: str, settings: Settings, tokeni
 
 
 def cell_shares(records: Sequence[Record], seed: int) -> list[Record]:
-    """Of the defined cells, in percent: `scored`, those that have a score at all; `half_of_ceiling`, those whose score
-    is above 0 and at least half of what `evaluate_references` gives them."""
+    """Percent of the defined cells that have a score at all (`scored`), and whose score is above 0 and at least half
+    of what `evaluate_references` gives them (`half_of_ceiling`)."""
     scores, ceilings = ({(r.row, r.column): r.value for r in records if r.table == table and r.value is not None}
                         for table in (TABLE, CEILING))
     half = [key for key, score in scores.items() if score > 0 and key in ceilings and score >= ceilings[key] / 2]
@@ -112,7 +112,7 @@ def cell_shares(records: Sequence[Record], seed: int) -> list[Record]:
 
 
 def _drawn(n: int, settings: Settings, world: WorldConfig) -> dict[str, list[Sample]]:
-    """Test samples of every task that is asked for."""
+    """Test samples of every task that a cell asks for."""
     return {task: samples(task, "test", n, settings.seed, world) for task in {cell.drawn for cell in ASKED.values()}}
 
 
@@ -138,14 +138,15 @@ def score_answers(answers: Sequence[Answer], drawn: Sequence[Sample], outputs: s
 
 
 def words_right(words: str, sample: Sample) -> bool:
-    """The answer, as `answers.right` has it; of a caption, in whatever wording, all that it says."""
+    """Whether the words are right by `answers.right`; for a caption, whether all that it says holds, in any wording."""
     if sample.task == "captioning":
         return matches(words, Scene.from_dict(meta(sample, "scene")))["all_right"]
     return right(words, meta(sample, "answer"))
 
 
 def picture_right(picture: PIL.Image.Image | None, scene: dict[str, Any], world: WorldConfig) -> bool:
-    """The scene's objects by shape and colour, no other, the first two (or the only one) standing as they should."""
+    """Whether the scene's objects, and no others, are there by shape and colour, the first two (or the only one)
+    standing as they should."""
     if picture is None:
         return False
     wanted = Scene.from_dict(scene)
@@ -178,7 +179,7 @@ def _joined(tables: dict[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
 
 
 def as_table(records: Sequence[Record], preset: Preset) -> pd.DataFrame:
-    """The matrix as text, with what each cell is known as; empty where there is no right answer."""
+    """The matrix as text, each cell with its `known_as`; empty where there is no right answer."""
     cells = {(r.row, r.column): r for r in records if r.table == TABLE}
     frame = pd.DataFrame("", index=pd.Index(SETS, name="from"), columns=pd.MultiIndex.from_product([["to"], SETS]))
     for row, column in CELLS:

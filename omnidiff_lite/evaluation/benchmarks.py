@@ -1,7 +1,7 @@
 """The protocols of tables 1 and 2 on the benchmarks' own files, read by `data.benchmark_files`.
 
     records = evaluate_benchmark("pope", model, judges, read_benchmark("pope", directory), settings)
-    print(benchmark_text(records))          # the paper's rows, and ours beside them
+    print(benchmark_text(records))          # the paper's rows, with ours beside them
 
 The same functions score the embedded world's items in notebooks 07 and 08.
 """
@@ -29,8 +29,8 @@ from omnidiff_lite.evaluation.vision import (TABLE, evaluate_captioning, evaluat
 from omnidiff_lite.pipeline import OmniDiffusion
 
 CEILING = "real data (ceiling)"
-WORD_DRAWS = 16  # masks that a likelihood of words is the mean over, as notebook 08 takes; of letters all are taken
-# Our columns, on the benchmark's own files -> the paper's of the same.
+WORD_DRAWS = 16  # masks averaged for a likelihood of words, as in notebook 08; for letters all masks are taken
+# Our columns, on the benchmark's own files -> the paper's columns of the same quantity.
 PAPER = {"asr_wer": "librispeech_wer", "tts_wer": "libritts_wer", "pope_*": "pope", "mme_p": "mme_p",
          "seed2plus_*": "seed2plus", "mmmu_val": "mmmu_val", "clip_t": "clip_t", "clip_i": "clip_i"}
 NOTE = ("Groups: paper-v1 = arXiv v1; paper-icml = the ICML camera-ready, quoted second-hand; ours = this checkpoint "
@@ -42,8 +42,8 @@ def evaluate_benchmark(name: str, model: Model, judges: Judges, samples: Sequenc
                        settings: Settings = Settings(), decoding: Mapping[str, Mapping[str, Any]] = {}) -> list[Record]:
     """Records of one benchmark's rows, with the columns of the kit's own tables.
 
-    `decoding`: by task, what differs from the settings'. LibriTTS and COCO also get the judges' ceilings on their own
-    recordings and pictures. Raises `KeyError` for a name that no reader has.
+    `decoding`: by task, what differs from the settings' own. LibriTTS and COCO also get the judges' ceilings on their
+    own recordings and pictures. Raises `KeyError` for a name without a reader.
     """
     records = []
     for task, rows in _by_task(samples).items():
@@ -53,7 +53,7 @@ def evaluate_benchmark(name: str, model: Model, judges: Judges, samples: Sequenc
 
 
 def benchmark_text(records: Sequence[Record]) -> str:
-    """The records of `evaluate_benchmark` as a Markdown table with its caption, beside what the paper reports of the
+    """The records of `evaluate_benchmark` as a Markdown table with its caption, beside what the paper reports in the
     same columns."""
     return table_text([*_reported(records), *records], None, NOTE)
 
@@ -66,7 +66,7 @@ def _reported(records: Sequence[Record]) -> list[Record]:
 
 
 def _by_task(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
-    """Rows of one task, as all but COCO's are; those as samples of each task that they name."""
+    """Samples by task. All benchmarks but COCO have one task; COCO's rows become samples of each task they name."""
     tasks = samples[0].meta.get("tasks")
     return {task: [as_task(row, task) for row in samples] for task in tasks} if tasks else {samples[0].task: samples}
 
@@ -76,7 +76,7 @@ def _librispeech(model: Model, judges: Judges, samples: Sequence[Sample], settin
 
 
 def _libritts(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:
-    """An answer without speech is wrong; the row of the released script, which skips it, stands beside."""
+    """An answer without speech is wrong; a second row follows the released script, which skips such answers."""
     kept, items = evaluate_tts(model, judges.recognition, samples, settings)
     ceiling = evaluate_recordings(judges.recognition, reference_speech(samples, settings),
                                   [meta(sample, "text") for sample in samples],
@@ -94,15 +94,15 @@ def _pope(model: Model, judges: Judges, samples: Sequence[Sample], settings: Set
 
 
 def _mme(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:
-    """The points of each subtask that the rows hold, of 200; their sum is MME-P where they hold all ten."""
+    """The points (out of 200) of each subtask in the rows; their sum is MME-P if all ten are there."""
     whole = {meta(sample, "kind") for sample in samples} == set(SUBTASKS)
     return [record for record in evaluate_mme(model, samples, settings)[0] if whole or record.column != "mme_p"]
 
 
 def _seed2plus(model: OmniDiffusion, judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:
     """By the generated letter, and by likelihood: of the letters, and of the choices' words as its authors score; the
-    paper does not say which. With how sure the latter is, as masks are drawn for it. A question takes 4 x 7 canvases
-    for letters, and up to 4 x `WORD_DRAWS` for words."""
+    paper does not say which. The latter comes with its uncertainty, since its masks are drawn. A question takes 4 x 7
+    canvases for letters, and up to 4 x `WORD_DRAWS` for words."""
     records = evaluate_seed_bench(model, samples, settings, name="seed2plus_letter")[0]
     records += evaluate_choices(model, samples, settings)[0]
     name = "seed2plus_words"
@@ -112,7 +112,7 @@ def _seed2plus(model: OmniDiffusion, judges: Judges, samples: Sequence[Sample], 
 
 def _mmmu(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:
     """Percent of generated letters that are right, over the questions with choices (an open one has no letter) and one
-    picture (a request has one). The record says how many others the rows have, so that n is not read as all."""
+    picture (a request holds one). The record says how many other rows there are, so that n is not taken for all."""
     closed = [sample for sample in samples if meta(sample, "choices")]
     asked = [sample for sample in closed if len(sample.images) == 1]
     left = (f"of {len(samples)} questions left out: {len(samples) - len(closed)} open, {len(closed) - len(asked)} with "
@@ -126,7 +126,7 @@ def _mmmu(model: Model, judges: Judges, samples: Sequence[Sample], settings: Set
 
 
 def _coco(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings) -> list[Record]:
-    """Captions, or pictures drawn from them; of a photograph no scene is known, so pictures are judged alone."""
+    """Captions, or pictures drawn from them; a photograph has no known scene, so only the judges score pictures."""
     if samples[0].task == "captioning":
         return evaluate_captioning(model, samples, settings)[0]
     spoken = samples[0].task == "s2i"

@@ -17,9 +17,9 @@ ORDERS, SIGMA = 4, 6.0
 
 
 def cider_scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """One score a picture, 0..10; their mean is the corpus score. Words are those of `caption_words`.
+    """One score per picture, 0..10; their mean is the corpus score. Words are those of `caption_words`.
 
-    `references`: one or more captions a picture; the rarity of n-grams is counted over all of them.
+    `references`: one or more captions per picture; the rarity of n-grams is counted over all of them.
     """
     if len(hypotheses) != len(references) or not all(references):
         raise ValueError("CIDEr needs one hypothesis and at least one reference a picture")
@@ -33,14 +33,14 @@ def cider_scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]])
 def caption_words(text: str) -> list[str]:
     """Lower-case words without punctuation, which COCO's server drops: a full stop is no error.
 
-    Nearly those of its tokenizer (Penn Treebank): "man's" is two words, "black-and-white" one; but "don't" is "don" and
-    "'t" here, "do" and "n't" there.
+    Nearly the words of its tokenizer (Penn Treebank): "man's" is two words, "black-and-white" one; but "don't" is
+    "don" and "'t" here, "do" and "n't" there.
     """
     return re.findall(r"\w+(?:-\w+)*|(?<=\w)'\w+", text.lower())
 
 
 def ngrams(text: str) -> Grams:
-    """Counts of all n-grams up to `ORDERS`."""
+    """Counts of all n-grams up to order `ORDERS`."""
     words = caption_words(text)
     return Counter(tuple(words[i:i + n]) for n in range(1, ORDERS + 1) for i in range(len(words) - n + 1))
 

@@ -2,7 +2,7 @@
 
 A combination is asked where the world has one right answer to it: every task of the paper; the same questions answered
 in text, in speech or in both, typed, spoken or half and half, with or without a picture; and inpainting. The model is
-asked as a user asks it, by inputs and outputs alone: which task this is, if any, is `chat.infer_task`'s to say.
+asked as a user would ask it, by inputs and outputs alone: `chat.infer_task` decides which task this is, if any.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Ask = Callable[[Sample, Settings], list[Part]]
 
 
 def as_trained(sample: Sample, settings: Settings) -> list[Part]:
-    """What the user's turn of the sample holds."""
+    """The contents of the sample's user turn."""
     return requests_of([sample], settings.root, settings.image_sizes[0])[0]
 
 
@@ -37,7 +37,7 @@ def typed(sample: Sample, settings: Settings) -> list[Part]:
 
 
 def halved(sample: Sample, settings: Settings) -> list[Part]:
-    """What the sample says, begun aloud and ended in writing: neither half says enough."""
+    """What the sample says, the first half spoken and the second typed: neither half is enough alone."""
     text, voice = parse_speech(media_refs(sample, "user")[1][0])
     words = text.split()
     middle = len(words) // 2
@@ -46,7 +46,7 @@ def halved(sample: Sample, settings: Settings) -> list[Part]:
 
 
 def instructed(sample: Sample, settings: Settings) -> list[Part]:
-    """The instruction that recognition is trained with, typed by the user beside the recording."""
+    """The instruction that recognition is trained with, typed by the user next to the recording."""
     return [Text(INSTRUCTIONS["asr"][0]), *as_trained(sample, settings)]
 
 
@@ -60,7 +60,7 @@ def _pictures(sample: Sample, settings: Settings) -> list[Part]:
 
 @dataclass(frozen=True)
 class Cell:
-    """One kind of request: test samples of the world's task `drawn`, put by `ask` (None: by inpainting)."""
+    """One kind of request: test samples of the world's task `drawn`, asked through `ask` (None: inpainting)."""
 
     drawn: str
     ask: Ask | None = as_trained
@@ -106,10 +106,10 @@ TRAINED, PART, ZERO_SHOT = "trained", "part of a trained answer", "zero-shot"
 
 
 def known_as(inputs: str, outputs: str, preset: Preset) -> str:
-    """What the preset's stages have to do with a cell.
+    """Whether the preset's stages train on a cell.
 
-    `TRAINED`: they train on it. `PART`: on these inputs, but with text and speech in the answer, of which one is asked
-    for. `ZERO_SHOT`: on nothing of the kind.
+    `TRAINED`: they do. `PART`: they train on these inputs, but with text and speech in the answer, of which only one
+    is requested. `ZERO_SHOT`: they train on nothing of the kind.
     """
     asked, cell = outputs.split(" + "), CELLS[inputs, outputs]
     task = cell.drawn if cell.ask is instructed else infer_task(set(inputs.split(" + ")), asked)

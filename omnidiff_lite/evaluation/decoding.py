@@ -1,14 +1,14 @@
-"""Ways of decoding against each other, on the same requests in the same run: quality and speed, both paired.
+"""Ways of decoding compared on the same requests in the same run: quality and speed, both paired.
 
     found = compare_decoding("t2i", model, judges, samples, {"base": {}, "argmax": {"temperature": 0.0}}, preset)
-    found.records("base")       # a row a way: quality, its change, seconds, tokens per second, forward passes
+    found.records("base")       # one row per way: quality, its change, seconds, tokens per second, forward passes
 
     trials = Trials("t2i", model, judges, samples, preset, {"steps": 16})     # many tricks, one base
     trials.run({"argmax": {"temperature": 0.0}}).table()
 
 Every way answers one batch before any answers the next (A B C A B C), so that a slow phase of the machine hits all
-alike. Timed is decoding alone, from the prompt's embeddings to the last token: what comes before and after, media to
-prompt and tokens to picture or wave, is the same whatever decodes.
+alike. Only decoding is timed, from the prompt's embeddings to the last token: what comes before and after, media to
+prompt and tokens to picture or wave, is the same for every way.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Way:
-    """One way to answer: fields of `DecodingConfig` to change, and who is asked where it is not the common model: the
+    """One way to answer: fields of `DecodingConfig` to change, and the model to ask if not the common one: the
     twin, or the same system with another decoder (`decoding_by`) or other answer lengths (`with_lengths`)."""
 
     decoding: Mapping[str, Any] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Way:
 
 
 def decoding_by(model: OmniDiffusion, decoder: Callable[..., DecodeResult]) -> OmniDiffusion:
-    """The same system, which calls `decoder` in place of its own."""
+    """The same system with `decoder` in place of its own."""
     other = copy.copy(model)
     other.decoder = decoder
     return other
@@ -68,8 +68,8 @@ def compare_decoding(task: str, model: OmniDiffusion, judges: Judges, samples: S
                      common: Mapping[str, Any] = {}, progress: bool = True) -> Compared:
     """Answer `samples` of `task` (a key of `EXAMS`) in each of `ways`, `batch` at a time (0: the preset's number).
 
-    `common`: decoding settings below every way's own. Each way answers one request before, to warm up. The noise of
-    request i is that of seed + i, in every way and at every batch size.
+    `common`: decoding settings under every way's own. Each way first answers one request to warm up. Request i takes
+    the noise of seed + i, in every way and at every batch size.
     """
     settings = Settings.of(preset, seed=seed, **{"batch": batch} if batch else {})
     plain = {name: way if isinstance(way, Way) else Way(way) for name, way in ways.items()}
@@ -90,7 +90,7 @@ def compare_decoding(task: str, model: OmniDiffusion, judges: Judges, samples: S
 
 
 class _Asked:
-    """A way that is asked, with a stopwatch at its decoder."""
+    """A way with a stopwatch on its decoder."""
 
     def __init__(self, task: str, model: OmniDiffusion, settings: Settings) -> None:
         self.task, self.settings = task, settings
@@ -98,7 +98,7 @@ class _Asked:
         self.seconds, self.passes = 0.0, 0
 
     def answer(self, samples: Sequence[Sample], start: int) -> tuple[list[Answer], dict[str, float]]:
-        """Answers to `samples`, of which the first is number `start`, and the row of `Compared.rounds`."""
+        """Answers to `samples`, the first of which is number `start`, and the row for `Compared.rounds`."""
         self.seconds, self.passes = 0.0, 0
         here = replace(self.settings, seed=self.settings.seed + start)
         found: list[Answer] = []
@@ -118,9 +118,9 @@ class _Asked:
 
 @dataclass(frozen=True)
 class Compared:
-    """What came out. `answers`: of each way, in the order of the samples. `items`: of each way a table, one row a
-    sample, of which the task's measures are made. `rounds`: a row a batch and way: answers, seconds (of decoding),
-    whole (seconds with media and rendering), passes (of the denoiser), tokens (of the answers; neither prompts nor
+    """The result. `answers`: by way, in the order of the samples. `items`: by way, a table with one row per sample,
+    from which the task's measures are computed. `rounds`: one row per batch and way: answers, seconds (of decoding),
+    whole (seconds with media and rendering), passes (of the denoiser), tokens (of the answers; no prompts, no
     pads), peak (bytes of memory)."""
 
     task: str
@@ -131,12 +131,12 @@ class Compared:
 
     @property
     def measure(self) -> Measure:
-        """The one that decides."""
+        """The measure that decides."""
         return EXAMS[self.task].measures[0]
 
     @property
     def name(self) -> str:
-        """Of the task, as the tables have it."""
+        """The task's name in the tables."""
         return NAMES[self.task]
 
     def quality(self, way: str, measure: Measure | None = None) -> Estimate:
@@ -147,13 +147,13 @@ class Compared:
         return (measure or self.measure).change(self.items[way], self.items[base], self.settings)
 
     def joined(self, other: Compared) -> Compared:
-        """The ways of both, on the same requests. Their speeds do not compare: they were not measured in turn."""
+        """The ways of both, on the same requests. Their speeds are not comparable: they were not measured in turn."""
         return replace(self, answers=self.answers | other.answers, items=self.items | other.items,
                        rounds=pd.concat([self.rounds, other.rounds], ignore_index=True))
 
     def speed(self, way: str, base: str) -> dict[str, Estimate]:
-        """Medians over batches: `ratio_to_<base>` (how many times as fast on the same batch), `seconds` of decoding and
-        `latency_s` of all an answer, `tokens_per_second`, `forward_passes` of a batch; and `memory_gib`, the most."""
+        """Medians over batches: `ratio_to_<base>` (how many times as fast on the same batch), `seconds` of decoding,
+        `latency_s` of a whole answer, `tokens_per_second`, `forward_passes` per batch; and the peak, `memory_gib`."""
         own, other = (self.rounds[self.rounds["way"] == name].reset_index() for name in (way, base))
         columns = {f"ratio_to_{base}": other["seconds"] / own["seconds"], "seconds": own["seconds"] / own["answers"],
                    "latency_s": own["whole"] / own["answers"],
@@ -162,8 +162,8 @@ class Compared:
             "memory_gib": Estimate(own["peak"].max() / GIB, None, None, len(own), "the most of all batches")}
 
     def records(self, base: str, prefix: str = "", speed: bool = True) -> list[Record]:
-        """Of each way and measure the value and, but for `base` itself, as `<column>_minus_<base>` its change; with
-        `speed` that, too."""
+        """For each way and measure the value and, except for `base` itself, its change as `<column>_minus_<base>`;
+        with `speed`, the speeds too."""
         found = []
         for way in self.items:
             columns = self.speed(way, base) if speed else {}
@@ -175,7 +175,7 @@ class Compared:
         return found
 
     def changes(self, base: str, measure: Measure | None = None) -> pd.DataFrame:
-        """A row a way: label, value, low, high, n, and the change from `base` (none of its own)."""
+        """One row per way: label, value, low, high, n, and the change from `base` (none for `base` itself)."""
         rows = []
         for way in self.items:
             value = self.quality(way, measure)
@@ -186,7 +186,7 @@ class Compared:
         return pd.DataFrame(rows, columns=["label", "value", "low", "high", "n", "change", "change_low", "change_high"])
 
     def verdict(self, base: str = BASE, measure: Measure | None = None) -> str:
-        """In words, which ways are better than `base`, which worse, and of which neither is shown."""
+        """In words, which ways are better than `base`, which are worse, and for which neither is shown."""
         measure, found = measure or self.measure, {"better": [], "worse": [], "no difference shown": []}
         for row in self.changes(base, measure).dropna(subset="change").itertuples():
             shown = row.change_low > 0 or row.change_high < 0
@@ -195,13 +195,13 @@ class Compared:
         return "; ".join(f"{kind}: {', '.join(ways)}" for kind, ways in found.items() if ways)
 
     def table(self, *columns: str, base: str = BASE) -> pd.DataFrame:
-        """Cells of text: of each measure in `columns` (none: of the one that decides) the value and its change from
+        """Text cells: for each measure in `columns` (none given: the deciding one) the value and its change from
         `base`, with intervals."""
         wanted = [column + end for column in columns or (self.measure.column,) for end in ("", f"_minus_{base}")]
         return comparison(self.records(base, speed=False), wanted)["ours"]
 
     def curve(self, base: str) -> pd.DataFrame:
-        """`changes`, and of each way how many times as fast it is (ratio), its seconds and its forward passes."""
+        """`changes`, and for each way how many times as fast it is (ratio), its seconds and its forward passes."""
         speeds = [self.speed(way, base) for way in self.items]
         return self.changes(base).assign(**{name: [speed[column].value for speed in speeds] for name, column in (
             ("ratio", f"ratio_to_{base}"), ("seconds", "seconds"), ("passes", "forward_passes"))})
@@ -209,7 +209,7 @@ class Compared:
     def fastest_as_good(self, than: str) -> str:
         """The fastest way that is at least as good as `than`, which may be that one itself.
 
-        By the values as measured: with few items chance has its part in them, so look at the change's interval too.
+        Judged by the measured values: with few items chance plays a part, so look at the change's interval too.
         """
         good = [way for way in self.items if not self.measure.worse(self.change(way, than).value)]
         return min(good, key=lambda way: self.speed(way, than)["seconds"].value)
@@ -244,5 +244,5 @@ class Trials:
         return self.base.joined(found)
 
     def records(self) -> list[Record]:
-        """Quality and its change, of all; rows "text-to-image: top-k"."""
+        """Quality and its change, for all ways; rows like "text-to-image: top-k"."""
         return self.all.records(BASE, f"{self.base.name}: ", speed=False)

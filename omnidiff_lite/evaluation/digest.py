@@ -1,8 +1,8 @@
-"""What digests of the paper print and the paper does not: the same quantities, measured, in a table that says so.
+"""Quantities that digests of the paper print but the paper does not, measured here, in a table that says so.
 
-One widely copied digest gives Omni-Diffusion gains in BLEU-4, FID, a mean opinion score, retrieval and latency, over
-baselines that it does not name. None of them is in the paper. Here they are measured of the diffusion model and of its
-autoregressive twin, so that a reader can see which way such a comparison goes on the embedded world.
+One widely copied digest credits Omni-Diffusion with gains in BLEU-4, FID, a mean opinion score, retrieval and latency,
+over baselines that it does not name. None of them is in the paper. Here they are measured for the diffusion model and
+its autoregressive twin, to show which way such a comparison goes on the embedded world.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def evaluate_spoken_answers(model: Model, judge: Recogniser, samples: Sequence[S
     """Spoken visual questions (task svqa), typed instead: image + text to speech, which no stage trains on.
 
     Columns spoken_right (percent of answers that the judge hears as the right one) and spoken_wer (of what it hears
-    against the right answer). The model gives text and speech, as it is trained to; only the voice counts.
+    against the right answer). The model gives text and speech, as trained; only the voice counts.
     """
     answers = ask_parts(model, [typed(sample, settings) for sample in samples], settings, to=("text", "speech"))
     return score_voices(judge, [answer.speech for answer in answers], samples, settings)
@@ -54,7 +54,7 @@ def evaluate_spoken_answers(model: Model, judge: Recogniser, samples: Sequence[S
 
 def score_voices(judge: Recogniser, waves: Sequence[Waveform | None], samples: Sequence[Sample], settings: Settings
                  ) -> tuple[list[Record], pd.DataFrame]:
-    """The same scores of given recordings; those of the right answers are the ceiling. A silent one is all wrong."""
+    """The same scores for given recordings; those of the right answers are the ceiling. A silent one is all errors."""
     items = compare([meta(sample, "answer") for sample in samples], transcribe_all(judge, waves), "libritts")
     items["right"] = [words_right(text, sample) for text, sample in zip(items["hypothesis"], samples)]
     right = proportion_interval(items["right"], **settings.resampling).scaled(100)
@@ -72,8 +72,8 @@ RETRIEVAL_ITEMS = {f"retrieval_{way}_r1": (f"{way}_right",) for way in ("caption
 def evaluate_frechet(judge: AlignmentJudge, pictures: Mapping[str, Pictures], reference: Sequence[PIL.Image.Image],
                      settings: Settings = Settings()) -> list[Record]:
     """Fréchet distance (column frechet) of each row's pictures from real ones of other prompts, on `judge`'s features:
-    not FID, which is Inception's. Rows of the same prompts; where the twin's is among them, also how much farther off
-    it is than the row of `settings`. A picture that did not come is black."""
+    not FID, which uses Inception's. All rows share the same prompts; if the twin's is among them, also how much
+    farther off it is than the row of `settings`. A missing picture counts as black."""
     features = {row: judge.features([picture or _black(reference[0]) for picture in each])
                 for row, each in pictures.items()}
     real, how = judge.features(reference), settings.resampling
@@ -94,9 +94,9 @@ def _black(like: PIL.Image.Image) -> PIL.Image.Image:
 
 def side_by_side(systems: Mapping[str, tuple[Model, Decoding]], samples: Sequence[Sample], settings: Settings, *,
                  to: str, task: str) -> pd.DataFrame:
-    """Seconds of each request, a column each of `systems` (a model, and fields of its decoding), after one to warm up.
+    """Seconds per request, one column for each of `systems` (a model, and fields of its decoding), after a warm-up.
 
-    All answer one request before any answers the next, so that a slow minute of the machine falls on all alike.
+    All answer one request before any answers the next, so that a slow minute of the machine hits all alike.
     """
     requests = requests_of(samples, settings.root, settings.image_sizes[0])  # loading media is not the model's time
 
@@ -111,8 +111,8 @@ def side_by_side(systems: Mapping[str, tuple[Model, Decoding]], samples: Sequenc
 
 
 def latency_records(task: str, seconds: pd.DataFrame, settings: Settings = Settings()) -> list[Record]:
-    """Columns latency_<task>_<name> of `side_by_side`: the median, of the row of `settings` for every name but the
-    twin's, of the twin, and the median over requests of the twin's seconds over the others'."""
+    """Columns latency_<task>_<name> of `side_by_side`: the median, in the row of `settings` for every name but the
+    twin's, and in the twin's row; and the median over requests of the twin's seconds divided by the others'."""
     records = []
     for name in seconds.columns.drop(TWIN, errors="ignore"):
         rows = {settings.row: seconds[name]}
@@ -128,12 +128,12 @@ def latency_records(task: str, seconds: pd.DataFrame, settings: Settings = Setti
 
 @dataclass(frozen=True)
 class Claim:
-    """What a digest prints for one benchmark, and which of our columns measure the like (by their beginnings)."""
+    """What a digest prints for one benchmark, and the prefixes of our columns that measure something like it."""
 
     benchmark: str
     columns: tuple[str, ...] = ()
     instead: str = ""  # why there is none
-    paper: str = "nothing"  # what the paper says of the kind
+    paper: str = "nothing"  # what the paper says of this kind
 
 
 CLAIMS = (
@@ -153,13 +153,13 @@ LABELS = {"frechet": "Fréchet distance on the judge's features (not FID) ↓",
 
 
 def not_measured() -> list[Record]:
-    """The claims that have no counterpart here, as missing cells with the reason."""
+    """The claims without a counterpart here, as missing cells with the reason."""
     return [missing(TABLE, "diffusion", claim.benchmark.replace(" ", "_"), claim.instead)
             for claim in CLAIMS if claim.instead]
 
 
 def without_twin(records: Iterable[Record], twin: object) -> list[Record]:
-    """The twin's cells that were not measured, where `twin` is the reason why."""
+    """The twin's unmeasured cells, where `twin` is the reason why."""
     records = list(records)
     columns = dict.fromkeys(r.column for r in records if r.row != TWIN)
     measured_of_it = {r.column for r in records if r.row == TWIN}
@@ -168,8 +168,8 @@ def without_twin(records: Iterable[Record], twin: object) -> list[Record]:
 
 
 def claims_table(records: Iterable[Record]) -> pd.DataFrame:
-    """A line each of our figures, beside what the digest prints and what the paper claims of it, which is nothing. Of
-    seconds the twin's are a multiple ("×") of the diffusion's, of all else the difference is shown."""
+    """One line for each of our figures, beside what the digest prints and what the paper claims of it, which is
+    nothing. The twin's seconds are shown as a multiple ("×") of the diffusion's, all else as a difference."""
     records, printed = list(records), {row["benchmark"]: row for row in paper_tables()[
         "unverified_claims_of_a_digest"]["rows"]}
     lines = {}

@@ -1,4 +1,4 @@
-"""What is asked of a way of decoding: per task, how answers are scored item by item, and which numbers that makes."""
+"""How a way of decoding is examined: per task, how answers are scored item by item, and into which numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from omnidiff_lite.world.scenes import Scene
 
 @dataclass(frozen=True)
 class Measure:
-    """A number of a table per item: its column `count` over its column `of` (None: over the items), times `scale`."""
+    """A number from a per-item table: column `count` over column `of` (None: over the items), times `scale`."""
 
     column: str
     count: str

@@ -1,8 +1,8 @@
 """Fréchet distance between two sets of pictures, on a judge's features.
 
-The quantity that is known as FID when the features are Inception's; on other features it is another number, so it is
-named after its judge and never set beside a published FID. With few pictures it lies above what many would give (the
-covariances are estimated): compare at one n, and with a floor of real pictures against other real ones.
+The quantity is known as FID when the features are Inception's; on other features it is another number, so it is
+named after its judge and never set beside a published FID. Few pictures give a larger distance than many would (the
+covariances are estimated): compare at the same n, and with a floor of real pictures against other real ones.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def frechet_distance(a: NDArray, b: NDArray) -> float:
     """|mean a - mean b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) of features [n, dim] and [m, dim], at least 0.
 
     Float64; A and B are the covariances (divided by n - 1). Both roots are symmetric and taken through eigenvalues, so
-    fewer pictures than dimensions are no obstacle and nothing is added to the diagonals; eigenvalues that rounding put
+    fewer pictures than dimensions are no obstacle and nothing is added to the diagonals; eigenvalues that rounding puts
     below 0 count as 0. Raises `ValueError` for other shapes and for fewer than two pictures.
     """
     a, b = _features(a), _features(b)
@@ -32,10 +32,10 @@ def frechet_distance(a: NDArray, b: NDArray) -> float:
 
 def frechet_interval(a: NDArray, reference: NDArray, *, samples: int = 1000, level: float = LEVEL, seed: int = 0
                      ) -> Estimate:
-    """The distance of `a` from `reference`, with the spread of both sets' resampling round it; n counts `a`.
+    """The distance of `a` from `reference`, with an interval from resampling both sets; n counts `a`.
 
-    Drawing with replacement adds to the distance as few pictures do (`_spread`): the interval is of the distance at
-    this n.
+    Drawing with replacement raises the distance just as having few pictures does (`_spread`): the interval is for the
+    distance at this n.
     """
     rng = np.random.default_rng(seed)
     value = frechet_distance(a, reference)
@@ -60,8 +60,8 @@ def frechet_difference(a: NDArray, b: NDArray, reference: NDArray, *, samples: i
 def _spread(value: float, draws: list[float], level: float) -> tuple[float, float]:
     """The middle `level` of the draws, moved so that their mean is the value.
 
-    The draws' mean lies above the value by about what the value lies above the distance of endless pictures; left
-    where they are, the interval would not even hold the value.
+    The draws' mean lies above the value by about as much as the value lies above the distance for endless pictures;
+    left where they are, the interval would not even contain the value.
     """
     tail = (1 - level) / 2
     low, high = np.quantile(draws, [tail, 1 - tail]) - np.mean(draws) + value

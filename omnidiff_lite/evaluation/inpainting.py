@@ -1,8 +1,8 @@
 """Inpainting, measured: half of a test picture is covered, its caption is given, and the hidden object must come back.
 
-The paper shows inpainting (figure 6) and gives no number. Here the covered half holds exactly one object, one that
-the caption puts in one cell of it, and is painted over with the ground's colour before the picture becomes tokens: no
-kept token has seen what is hidden.
+The paper shows inpainting (figure 6) but gives no number. Here the covered half holds exactly one object, which the
+caption places in one particular cell, and is painted over with the ground's colour before tokenization: no kept token
+has seen what is hidden.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from omnidiff_lite.world.splits import stream
 
 TABLE = "inpainting"
 HALVES = {"left": (1, 0), "right": (1, 1), "top": (0, 0), "bottom": (0, 1)}  # axis of the cell, first or second half
-DRAWS = 100  # scenes looked at for one that has such a half
+DRAWS = 100  # scenes searched for one that has such a half
 
 
 class Painter(Protocol):
@@ -46,7 +46,7 @@ class Painter(Protocol):
 
 @dataclass(frozen=True)
 class Covered:
-    """A picture of which one half is hidden; `mask` bool [H, W] is true there, `shown` is what the model gets."""
+    """A picture with one half hidden; `mask` bool [H, W] is true there, `shown` is what the model gets."""
 
     scene: Scene
     caption: str
@@ -58,8 +58,8 @@ class Covered:
 
     @property
     def marked(self) -> PIL.Image.Image:
-        """The picture with its hidden half in grey, for readers: painted over in the ground's colour, as the model gets
-        it, a half looks empty instead of hidden."""
+        """The picture with its hidden half in grey, for readers: in the ground's colour, as the model gets it, the half
+        would look empty rather than hidden."""
         return PIL.Image.composite(PIL.Image.new("RGB", self.shown.size, "grey"), self.shown,
                                    PIL.Image.fromarray(self.mask))
 
@@ -67,7 +67,7 @@ class Covered:
 def covered(n: int, seed: int, world: WorldConfig, size: int) -> list[Covered]:
     """`n` test scenes with a half that holds one whole, placed object and cuts none, `size` x `size` pixels.
 
-    Raises ValueError where the world's scenes have hardly any such half.
+    Raises ValueError if the world's scenes hardly ever have such a half.
     """
     cases = list(islice(_cases(DRAWS * n, seed, world, size), n))
     if len(cases) < n:
@@ -95,8 +95,8 @@ def _lone(scene: Scene, half: str) -> Object | None:
 
 
 def _possible_cells(scene: Scene, half: str, hidden: Object) -> list[tuple[int, int]]:
-    """Cells of the half where the object may as well stand: the caption stays as it is, and the two that it
-    relates share a row or a column, as such two always do. Of a third object no caption tells the place."""
+    """Cells of the half where the object could equally stand: the caption would not change, and the two objects it
+    relates share a row or a column, as they always do. No caption says where a third object stands."""
     cells = []
     for cell in product(range(scene.grid), repeat=2):
         moved = tuple(replace(item, cell=cell) if item == hidden else item for item in scene.objects)
@@ -138,7 +138,7 @@ def restored(picture: PIL.Image.Image | None, case: Covered, world: WorldConfig)
 
 
 def tokens_kept(model: Painter, case: Covered, answer: Answer) -> bool:
-    """Whether every token that was not covered is as it was."""
+    """Whether every uncovered token is unchanged."""
     from omnidiff_lite.pipeline.system import token_mask
 
     size, factor = model.settings.generation_size, model.tokenizers.image.config.factor
@@ -152,8 +152,7 @@ def evaluate_inpainting(model: Painter, cases: Sequence[Covered], settings: Sett
                         world: WorldConfig) -> tuple[list[Record], pd.DataFrame]:
     """Columns inpainting_restored (the object is back, and no kept token changed) and inpainting_kept, in percent.
 
-    Per item: caption, half, hidden, restored, kept, and the picture (None where there is none). Item i is decoded with
-    seed + i.
+    Per item: caption, half, hidden, restored, kept, and the picture (or None). Item i is decoded with seed + i.
     """
     answers = [model.inpaint(case.shown, case.mask, prompt=case.caption, decoding=settings.decoding, seed=seed)
                for case, seed in zip(cases, count(settings.seed))]

@@ -1,7 +1,7 @@
 """Learned judges: one that hears (CTC recogniser, or Whisper) and one that compares text with pictures (CLIP).
 
-Small ones are trained on the embedded world, apart from the model under test; at full size Whisper-large-v3 and CLIP
-are read by hub id or directory. Every table that uses a judge shows what it gives on real data.
+Small ones are trained on the embedded world, separately from the model under test; at full size Whisper-large-v3 and
+CLIP are read by hub id or directory. Every table that uses a judge shows its score on real data.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class RecognitionJudge:
 
     @torch.no_grad()
     def transcribe(self, waves: Sequence[Waveform]) -> list[str]:
-        """One transcript a recording, as the judge writes it. Any rate; what is longer than 30 s Whisper cuts off."""
+        """One transcript per recording, as the judge writes it. Any sample rate; Whisper cuts off after 30 s."""
         hear = self._whisper if self.processor is not None else lambda part: transcribe(self.model, part)
         parts = [list(waves[start:start + self.batch]) for start in range(0, len(waves), self.batch)]
         return [text for part in parts for text in hear(part)]
@@ -117,7 +117,7 @@ class AlignmentJudge:
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask` [n, length], cut at the model's length; the last kept token ends the text.
 
-        CLIP reads a text at its end token; CLIP's own tokenizer adds one, a plain one is given it here.
+        CLIP reads a text at its end token; CLIP's own tokenizer adds one, and for a plain tokenizer it is added here.
         """
         limit = self.clip.config.text_config.max_position_embeddings
         end = self.tokenizer.eos_token_id
@@ -164,7 +164,7 @@ _TAKEN = {"whisper": "judges.recognition to {trained!r}, or to a directory or hu
 
 @contextmanager
 def _released(where: str | Path, kind: str) -> Iterator[None]:
-    """What goes wrong inside is told in one line that says what can be given."""
+    """Reports any failure inside in one line that says what can be given."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -173,7 +173,7 @@ def _released(where: str | Path, kind: str) -> Iterator[None]:
 
 
 def _require(where: str | Path, kind: str) -> None:
-    """Transformers would fill a model of another kind with random weights, and only warn."""
+    """Checks the kind: for another kind of model, Transformers would fill in random weights and only warn."""
     found = PreTrainedConfig.get_config_dict(str(where))[0].get("model_type")
     if found != kind:
         raise ValueError(f"it holds a {found} model" if found else "it holds no config.json of a model")
@@ -196,7 +196,7 @@ class Judges:
 def load_judges(preset: Preset, directory: str | Path) -> Judges:
     """The judges that `preset.judges` names; "trained" ones lie in `directory`/recognition and /alignment.
 
-    Raises `CheckpointError` naming what is not there, or of another kind.
+    Raises `CheckpointError` naming what is missing, or is of another kind.
     """
     names = preset.judges
     recognition = RecognitionJudge.from_pretrained(_place(names.recognition, directory, RECOGNITION))

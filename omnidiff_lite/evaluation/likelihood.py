@@ -1,9 +1,9 @@
 """Which answer is the likeliest: given answers scored by their log-likelihood, and multiple choice decided by it.
 
-SEED-Bench-2-Plus is scored in this way by its authors (Li et al. 2024): the option that the model finds likeliest is
-its choice, so that an answer in the wrong form costs nothing. The paper does not say how it scored; `vision` reads the
-generated letter. A masked denoiser gives a bound, with an error (`evaluation.log_likelihood`), the autoregressive twin the
-likelihood itself.
+SEED-Bench-2-Plus is scored this way by its authors (Li et al. 2024): the model's choice is the option it finds
+likeliest, so that an answer in the wrong form costs nothing. The paper does not say how it scored; `vision` reads the
+generated letter. A masked denoiser gives a bound, with an error (`evaluation.log_likelihood`); the autoregressive
+twin gives the likelihood itself.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def score_answers(model: OmniDiffusion, questions: Sequence[Sample], answers: Se
                   ) -> list[list[Likelihood]]:
     """The log-likelihood (nats) of each of `answers[i]` as the answer to question i, in order.
 
-    Questions are asked as `requests.ask` asks them, in the prompt of training. An answer is a text, or where `task`
-    gives pictures the codes of one (`OmniDiffusion.image_codes` at `generation_size`). `draws`, and what else is
-    counted as answer: `evaluation.log_likelihood.log_likelihoods`. The masks follow from `settings.seed`. `per_token`: mean
-    over the answer's tokens instead of their sum. Raises `ValueError` for a task with several outputs, or speech, and
-    for an empty answer, `TypeError` for an answer of another kind than the task's.
+    Questions are asked as `requests.ask` asks them, in the prompt of training. An answer is a text, or the codes of a
+    picture where `task` gives pictures (`OmniDiffusion.image_codes` at `generation_size`). For `draws`, and what else
+    counts as answer, see `evaluation.log_likelihood.log_likelihoods`. The masks follow from `settings.seed`.
+    `per_token`: mean over the answer's tokens instead of their sum. Raises `ValueError` for a task with several
+    outputs, or speech, and for an empty answer; `TypeError` for an answer of a kind other than the task's.
     """
     _check(answers, len(questions), task)
     encoded: list[EncodedSample] = []
@@ -57,12 +57,13 @@ def evaluate_choices(model: OmniDiffusion, samples: Sequence[Sample], settings: 
                      per_token: bool = False, draws: int = DRAWS) -> tuple[list[Record], pd.DataFrame]:
     """Multiple choice by likelihood (meta "choices", and "answer": a letter or one of the choices). Column `name`.
 
-    Percent of questions whose likeliest choice is the right one; chance is 100 / choices. Scored are the letters, in
-    the form that the question asks for. `words`: the choices' own words, to meta "question" without the options, as
-    the benchmark's authors score; they differ in length, so see `per_token`. Per item: picture, question, answer and
-    prediction (letters), right, and score_A, error_A, ...: log-likelihood and its standard error, in nats. The
-    choices of one length share their masks, so that they differ by less than their errors say. Raises `ValueError` for
-    a sample without choices or with an answer that is none of them, `TypeError` for choices that are no texts.
+    Percent of questions whose likeliest choice is the right one; chance is 100 / choices. The letters are scored, in
+    the form that the question asks for. `words`: score the choices' own words instead, as answers to meta "question"
+    without the options, as the benchmark's authors do; they differ in length, so see `per_token`. Per item: picture,
+    question, answer and prediction (letters), right, and score_A, error_A, ...: log-likelihood and its standard error,
+    in nats. Choices of equal length share their masks, so their difference is surer than their errors suggest. Raises
+    `ValueError` for a sample without choices or with an answer that is none of them, `TypeError` for choices that are
+    not text.
     """
     choices = [_choices(sample, number) for number, sample in enumerate(samples)]
     letters = [[chr(ord("A") + i) for i in range(len(options))] for options in choices]
@@ -80,12 +81,12 @@ def evaluate_choices(model: OmniDiffusion, samples: Sequence[Sample], settings: 
 
 
 def likeliest(scores: Sequence[Likelihood]) -> int:
-    """Number of the greatest; the first of equals."""
+    """Index of the greatest; the first of equals."""
     return int(np.argmax([score.value for score in scores]))
 
 
 def score_table(scores: Sequence[Sequence[Likelihood]], names: Sequence[str], prefix: str = "") -> pd.DataFrame:
-    """Columns `prefix`score_<name>, then `prefix`error_<name>, of each question's answers; NaN where it has fewer."""
+    """Columns `prefix`score_<name>, then `prefix`error_<name>, for each question's answers; NaN where it has fewer."""
     return pd.concat([pd.DataFrame([[getattr(s, part) for s in row] for row in scores],
                                    columns=[f"{prefix}{label}_{name}" for name in names])
                       for part, label in (("value", "score"), ("error", "error"))], axis=1)
@@ -95,7 +96,7 @@ def score_table(scores: Sequence[Sequence[Likelihood]], names: Sequence[str], pr
 
 
 def _encoded(model: OmniDiffusion, ids: list[int], frames: torch.Tensor, answer: Given, task: str) -> EncodedSample:
-    """A prompt (ids [P], aligned frames [P, dim]) and one answer to it, as training would have them."""
+    """A prompt (ids [P], aligned frames [P, dim]) and one answer to it, encoded as in training."""
     written = isinstance(answer, str)
     turn = build_messages(task, "", answer if written else "")[-1]
     _, labels = model.chat.sample([turn], () if written else (answer,))
@@ -130,7 +131,7 @@ def _check_one(answer: Given, which: str, task: str) -> None:
 
 
 def _choices(sample: Sample, number: int) -> list[str]:
-    """A sample's options, at least two, the right one among them."""
+    """A sample's options, at least two, including the right one."""
     choices = meta(sample, "choices")
     if not isinstance(choices, (list, tuple)) or not all(isinstance(choice, str) for choice in choices):
         raise TypeError(f"sample {number}: meta 'choices' is {choices!r}: give a list of strings")

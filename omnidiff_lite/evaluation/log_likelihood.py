@@ -1,10 +1,10 @@
 """How likely an answer is: LLaDA's Monte Carlo bound (Nie et al. 2025, "Large Language Diffusion Models", equation 6).
 
 Draw l uniformly from 1..L, hide l of the answer's L tokens without replacement, and add up the log-probabilities
-of the hidden ones, times L / l. In expectation that is a lower bound of log p(answer | prompt): the mean over all
+of the hidden ones, times L / l. In expectation that is a lower bound on log p(answer | prompt): the mean over all
 orders of decoding one token at a time. It is the number that training with `loss_weight` "bound" estimates
-(`corruption.bound_weight`), with less noise: a count of masks is drawn in place of a time. Ranking given answers takes
-it; how the paper scored its multiple-choice benchmark is not stated.
+(`corruption.bound_weight`), with less noise: a mask count is drawn instead of a time. It serves to rank given
+answers; the paper does not say how it scored its multiple-choice benchmark.
 
 An autoregressive denoiser (`is_causal`) hides nothing, and its sum over all L tokens is exact.
 """
@@ -33,7 +33,7 @@ DRAWS = 32  # all masks of an answer of up to 5 tokens
 
 @dataclass(frozen=True)
 class Likelihood:
-    """An answer's log-likelihood (bound) in nats, at most 0, over its L = `tokens`.
+    """An answer's log-likelihood (bound) in nats, at most 0, over its L = `tokens` tokens.
 
     `error`: the standard error over draws, in nats; 0 where nothing was left to chance.
     """
@@ -43,12 +43,12 @@ class Likelihood:
     tokens: int
 
     def per_token(self) -> Likelihood:
-        """Value and error divided by the number of tokens: what compares answers of different lengths."""
+        """Value and error divided by the number of tokens, to compare answers of different lengths."""
         return Likelihood(self.value / self.tokens, self.error / self.tokens, self.tokens)
 
 
 class Masks(NamedTuple):
-    """What to hide, bool `hidden` [D,L]; `shares` float64 [D], their probabilities where these are all there are."""
+    """What to hide, bool `hidden` [D,L]; `shares` float64 [D], their probabilities if these are all possible masks."""
 
     hidden: Tensor
     shares: Tensor | None
@@ -65,8 +65,8 @@ class _Job(NamedTuple):
 def answer_masks(length: int, draws: int = DRAWS, seed: int = 0) -> Masks:
     """Which of an answer's `length` tokens each draw hides; the same ones for every answer of this length.
 
-    Common random numbers: candidates of one length differ by what they say, not by luck. Where all 2^L - 1 masks are no
-    more than `draws` they are taken instead, each with its probability 1 / (L * C(L, l)), and the estimate is the
+    Common random numbers: candidates of equal length differ by what they say, not by luck. If there are at most
+    `draws` masks in all (2^L - 1), each is taken with its probability 1 / (L * C(L, l)), and the estimate is the
     expectation itself. An answer of one token has one mask.
     """
     if 2 ** length - 1 <= draws:
@@ -85,18 +85,18 @@ def log_likelihoods(denoiser: Denoiser, samples: Sequence[EncodedSample], draws:
                     batch: int = 16) -> list[Likelihood]:
     """The log-likelihood of each sample's answer given its prompt, in order.
 
-    The answer is what training predicts: all that has a label, the `<|im_end|>` and the newline that end a turn
-    included; no tail pads follow, as in a picture's canvas. So a masked denoiser is told how long an answer is.
-    `draws` >= 2, `seed` >= 0: see `answer_masks`. `batch`: canvases a pass; it changes nothing but speed and memory,
-    as shorter canvases are padded with what nobody sees. Logits are computed where tokens are hidden, nowhere else.
-    The denoiser is left in eval mode. Raises `TypeError` for what is no `EncodedSample`, `ValueError` for a sample
-    without prompt or answer and for numbers out of range.
+    The answer is what training predicts: everything with a label, including the `<|im_end|>` and the newline that end
+    a turn; no tail pads follow, as in a picture's canvas. So a masked denoiser is told how long an answer is.
+    `draws` >= 2, `seed` >= 0: see `answer_masks`. `batch`: canvases per pass; it affects only speed and memory, as the
+    padding of shorter canvases is never seen. Logits are computed only where tokens are hidden. The denoiser is left
+    in eval mode. Raises `TypeError` for anything but an `EncodedSample`, `ValueError` for a sample without prompt or
+    answer and for numbers out of range.
     """
     _check(samples, draws, seed, batch)
     lengths = [int((sample.labels != IGNORE).sum()) for sample in samples]
     masks = {length: _masks(denoiser.config, length, draws, seed) for length in set(lengths)}
     plans = [masks[length] for length in lengths]
-    # Canvases of one size beside each other need little padding; those of one sample stay in the order of its masks.
+    # Canvases of one size next to each other need little padding; those of one sample stay in the order of its masks.
     jobs = sorted((job for i, plan in enumerate(plans) for job in _jobs(i, samples[i], plan)),
                   key=lambda job: len(job.scored))
     sums: list[list[float]] = [[] for _ in samples]
@@ -108,7 +108,7 @@ def log_likelihoods(denoiser: Denoiser, samples: Sequence[EncodedSample], draws:
 
 
 def _masks(config: DenoiserConfig, length: int, draws: int, seed: int) -> Masks:
-    """For a causal denoiser one mask, certain, over everything: it scores all tokens in one pass and hides none."""
+    """For a causal denoiser, one certain mask over everything: it scores all tokens in one pass and hides none."""
     if config.is_causal:
         return Masks(torch.ones(1, length, dtype=torch.bool), torch.ones(1, dtype=torch.float64))
     return answer_masks(length, draws, seed)

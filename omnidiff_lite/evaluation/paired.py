@@ -1,7 +1,7 @@
 """Two methods on the same items: each one's own row, and the difference, paired by item.
 
 A difference is a row of its own, "autoregressive twin minus diffusion", in the columns and units of the two. Both sides
-are resampled by the same draws, so an interval without 0 is a difference at the level asked.
+are resampled with the same draws (paired bootstrap), so an interval that excludes 0 is a difference at that level.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ def is_difference(record: Record) -> bool:
 
 
 def differences(table: str, columns: Columns, a: pd.DataFrame, b: pd.DataFrame, settings: Settings) -> list[Record]:
-    """One record a column, in the row that `settings` names: the figure of `a` less that of `b`, paired by item.
+    """One record per column, in the row that `settings` names: the figure of `a` minus that of `b`, paired by item.
 
-    `columns`: which columns per item a figure is made of. Two: a rate of sums (errors, words), in percent; one: a mean,
-    in percent where items are true or false.
+    `columns`: the per-item columns that a figure is made of. Two: a rate of sums (errors, words), in percent; one: a
+    mean, in percent where items are true or false.
     """
     return measured(table, settings.row, settings.seed, {
         column: _difference(a[list(parts)], b[list(parts)], settings) for column, parts in columns.items()})
 
 
 def _difference(a: pd.DataFrame, b: pd.DataFrame, settings: Settings) -> Estimate:
-    values = [table[name].to_numpy() for name in a for table in (a, b)]  # a, b; of a rate also the words of a, of b
+    values = [table[name].to_numpy() for name in a for table in (a, b)]  # a, b; for a rate also the words of a, of b
     percent = len(values) > 2 or values[0].dtype == bool
     return paired_difference(*values, **settings.resampling).scaled(100 if percent else 1)
 
 
 def evaluate_both(evaluate: Evaluation, model: Model, twin: Model | str, settings: Settings, compare: Comparison
                   ) -> tuple[list[Record], pd.DataFrame, pd.DataFrame | None]:
-    """Records of the model, of the autoregressive twin and of the difference; and the items of each.
+    """Records of the model, of the autoregressive twin and of the difference; and the items of both models.
 
-    `twin`: a reason where there is none. Its cells are then missing for that reason, and its items None.
+    `twin`: the twin, or the reason why there is none. Its cells are then missing for that reason, and its items None.
     """
     records, items = evaluate(model, settings)
     if isinstance(twin, str):

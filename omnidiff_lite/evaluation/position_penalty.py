@@ -1,7 +1,7 @@
 """The ICML version's ablation: text-to-image without and with the position penalty, in both of its forms.
 
 arXiv v1 states a fixed factor 0.5 on the last L - 100 positions; the released code has a ramp from 1 to 0.5 by rank
-among the masks that are left, and by the one account of the ICML text so has its table.
+among the remaining masks, and so, by the only account of the ICML text, does its table.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from omnidiff_lite.evaluation.requests import Model, Settings, ask
 
 TABLE = "ablation_position_penalty"
 WITHOUT, FIXED, RAMP = "without", "with, fixed factor (v1)", "with, ramp (released)"
-FREE, OF = 100, 256  # tokens that are spared, of the paper's picture
+FREE, OF = 100, 256  # tokens spared, out of the paper's picture
 
 
 def penalties(tokens: int) -> dict[str, dict[str, Any]]:
@@ -35,8 +35,8 @@ def penalties(tokens: int) -> dict[str, dict[str, Any]]:
 
 def evaluate_penalties(model: Model, judges: Judges, samples: Sequence[Sample], settings: Settings = Settings(), *,
                        tokens: int, world: WorldConfig | None = None) -> tuple[list[Record], pd.DataFrame]:
-    """A row a form, "diffusion: without", with the columns of `score_pictures`; and what each form changes, paired by
-    prompt. Per item: form, and as `score_pictures`."""
+    """One row per form, such as "diffusion: without", with the columns of `score_pictures`; and what each form changes,
+    paired by prompt. Per item: form, and the columns of `score_pictures`."""
     records, tables = [], {}
     for name, form in penalties(tokens).items():
         here = replace(settings, row=f"{settings.row}: {name}", decoding={**(settings.decoding or {}), **form})

@@ -1,6 +1,6 @@
-"""Tables 1 and 3 as they are printed, from records alone: by the notebook that measures them, and by `omnidiff table`.
+"""Tables 1 and 3 printed from records alone, by the notebook that measures them and by `omnidiff table`.
 
-A table has sections; each shows some columns of some records, beside the paper's rows where the paper has such.
+A table has sections; each shows some columns of some records, beside the paper's rows where it has them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NOTEBOOKS = {"1": "07_table1_speech", "3": "09_table3_sampling"}
 @dataclass(frozen=True)
 class Section:
     """One table on the page. `between`: only rows that are differences, or only the others; None: both. `methods`:
-    whose rows it has."""
+    whose rows it shows."""
 
     name: str  # of its files
     title: str
@@ -32,7 +32,7 @@ class Section:
     methods: tuple[str, ...] = ("diffusion", TWIN)
 
     def shown(self, records: Sequence[Record], notebook: str) -> list[Record]:
-        """The paper's records and those of `records` that belong here; of a method without any, why."""
+        """The paper's records and those of `records` that belong here; for a method without any, the reason."""
         own = [r for r in records if r.table == self.table and self.between in (None, is_difference(r))]
         column = next((name for name in self.columns for r in own if r.column == name), self.columns[0])
         absent = [method for method in self.methods if not any(r.row.startswith(method) for r in own)]
@@ -67,7 +67,7 @@ SECTIONS: dict[str, tuple[Section, ...]] = {
 
 
 def save_sections(number: str, records: Sequence[Record], directory: Path) -> str:
-    """Write the table's sections as Markdown and CSV; returns what `omnidiff table` prints of the same records, which
+    """Write the table's sections as Markdown and CSV; returns what `omnidiff table` prints from the same records, which
     carry their provenance."""
     for section in SECTIONS[number]:
         shown = section.shown(records, NOTEBOOKS[number])
@@ -76,7 +76,7 @@ def save_sections(number: str, records: Sequence[Record], directory: Path) -> st
 
 
 def printed(number: str, artifacts: Artifacts) -> str:
-    """The table as Markdown, from the records of a run. Raises `MissingArtifact` naming the notebook to run first."""
+    """The table as Markdown, from a run's records. Raises `MissingArtifact` naming the notebook to run first."""
     notebook = NOTEBOOKS[number]
     return _page(number, read_records(artifacts.require(artifacts.metrics / f"{notebook[3:]}.json", notebook)))
 

@@ -20,16 +20,16 @@ SOURCES: tuple[str, ...] = get_args(Source)
 
 
 class RecordError(ValueError):
-    """A record that says too little, or a file that holds none."""
+    """A record that lacks something, or a file without records."""
 
 
 @dataclass(frozen=True)
 class Record:
     """One cell of one table. `low` and `high` bound the 95 % interval; `n` counts test items (runs, over seeds).
 
-    A cell that was not measured has value None and a `reason`; another may say there why it has no interval, or which
-    items it leaves out. `provenance` comes from `provenance.provenance`.
-    Raises `RecordError` for a value that is no number, a measured one without `n`, or a missing one without a reason.
+    A cell that was not measured has value None and a `reason`; a measured one may use `reason` to say why it has no
+    interval, or which items it leaves out. `provenance` comes from `provenance.provenance`. Raises `RecordError` for a
+    value that is not a number, a measured one without `n`, or a missing one without a reason.
     """
 
     table: str
@@ -59,7 +59,7 @@ class Record:
             raise RecordError(f"{where}: an interval needs both ends")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; `reason` only where it says something."""
+        """Plain values; `reason` only if there is one."""
         tree = {**asdict(self), "seeds": list(self.seeds)}
         return tree if self.reason else {k: v for k, v in tree.items() if k != "reason"}
 
@@ -69,7 +69,7 @@ class Record:
 
 
 def measured(table: str, row: str, seed: int, estimates: Mapping[str, Estimate]) -> list[Record]:
-    """Our own numbers of one row, one record a column."""
+    """Our own numbers for one row, one record per column."""
     return [Record(table, row, column, e.value, e.low, e.high, e.n, seeds=(seed,), reason=e.reason)
             for column, e in estimates.items()]
 
@@ -80,15 +80,15 @@ def missing(table: str, row: str, column: str, reason: str, source: Source = "ou
 
 
 def with_provenance(records: Iterable[Record], provenance: dict[str, Any]) -> list[Record]:
-    """Copies of records that carry where they come from."""
+    """Copies of the records with their provenance."""
     return [replace(record, provenance=provenance) for record in records]
 
 
 def over_seeds(runs: Iterable[Iterable[Record]]) -> list[Record]:
     """Records of several runs merged cell by cell: mean and t-interval over the runs, `n` = number of runs.
 
-    A cell that any run files as missing is missing in the result, for that run's reason; one that a run does not file
-    at all is of the others. `provenance` is the first run's.
+    A cell that any run files as missing is missing in the result, for that run's reason; a cell that a run does not
+    file at all is merged over the other runs. `provenance` is the first run's.
     """
     cells: dict[tuple[str, str, str, str], list[Record]] = defaultdict(list)
     for run in runs:
@@ -117,7 +117,7 @@ def write_records(path: str | Path, records: Iterable[Record]) -> Path:
 
 
 def read_records(path: str | Path, table: str | None = None) -> list[Record]:
-    """Records of one file, or of every `*.json` of a directory (sorted by name); of one `table` if it is named."""
+    """Records of one file, or of every `*.json` in a directory (sorted by name); only of `table` if given."""
     path = Path(path)
     names = sorted(path.glob("*.json")) if path.is_dir() else [path]
     return [record for name in names for record in _read(name) if table in (None, record.table)]
@@ -139,7 +139,7 @@ _DESCRIPTIVE = {"method", "type", "params", "version", "note", "task", "steps", 
 
 @cache
 def paper_tables() -> dict[str, Any]:
-    """Every number that the paper reports, each with its version (`v1` or `icml`)."""
+    """Every number the paper reports, each with its version (`v1` or `icml`)."""
     return json.loads((files("omnidiff_lite.evaluation") / "paper_tables.json").read_text())
 
 
@@ -148,7 +148,7 @@ def paper_records(table: str) -> list[Record]:
     ablation_position_penalty), source paper-v1 or paper-icml; the paper gives no n and no interval.
 
     A row is a method, "task, steps" or a setting; an unreported cell has value None. Raises `RecordError` for a
-    table that the paper does not have.
+    table that is not in the paper.
     """
     rows = _paper_rows(table)
     columns = list(dict.fromkeys(key for row in rows for key in row if key not in _DESCRIPTIVE))
@@ -164,7 +164,7 @@ def _paper_rows(table: str) -> list[dict[str, Any]]:
 
 
 def _belongs(table: str, row: dict[str, Any], column: str) -> bool:
-    """In table 3 a column belongs to the rows of its task only: no WER of a picture."""
+    """In table 3 a column belongs only to the rows of its task: there is no WER of a picture."""
     return table != "table3_sampling" or column in row
 
 

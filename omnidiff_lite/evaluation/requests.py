@@ -1,5 +1,5 @@
-"""Test samples to model requests and answers. Evaluations ask the model through `ask`, or through `ask_parts` where the
-samples' own requests are not what is asked; timed requests go to it one by one, and inpainting is a call of its own."""
+"""Test samples to model requests and answers. Evaluations ask the model through `ask`, or through `ask_parts` if they
+ask other requests than the samples' own; timed requests are sent one by one, and inpainting has its own call."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ CHUNK = 256  # samples whose media are in memory at once
 
 @dataclass(frozen=True)
 class Settings:
-    """How to evaluate, but for the task's own switches. `row` names the method in the tables."""
+    """How to evaluate, apart from the task's own switches. `row` names the method in the tables."""
 
     row: str = "diffusion"
     seed: int = 0
     batch: int = 16
     bootstrap: int = 1000
     decoding: Mapping[str, Any] | None = None  # fields of DecodingConfig that differ from the model's own
-    root: str | Path | None = None  # where relative media paths begin
+    root: str | Path | None = None  # base of relative media paths
     image_sizes: tuple[int | None, int | None] = (None, None)  # pixels of a drawn picture in a question, in an answer
 
     @classmethod
     def of(cls, preset: Preset, **changes: Any) -> Settings:
-        """A preset's batch size, number of resamples and picture sizes."""
+        """Settings with a preset's batch size, number of resamples and picture sizes."""
         return cls(**{"batch": preset.evaluation.batch, "bootstrap": preset.evaluation.bootstrap,
                       "image_sizes": preset.image_tokenizer.sizes, **changes})
 
@@ -45,7 +45,7 @@ class Settings:
 
 
 class Answer(Protocol):
-    """What a model gives back; a modality that it was asked for and failed to give is None or empty."""
+    """What a model returns; a modality that was requested but not produced is None or empty."""
 
     text: str | None
     speech: Waveform | None
@@ -54,7 +54,7 @@ class Answer(Protocol):
 
 
 class Model(Protocol):
-    """The one call that evaluation needs: `OmniDiffusion`, the autoregressive twin, or a test's stand-in."""
+    """The one call evaluation needs, as in `OmniDiffusion`, the autoregressive twin or a test's stand-in."""
 
     def generate_many(self, requests: list[list[Part]], to: str | Sequence[str], task: str | None = None,
                       decoding: Mapping[str, Any] | None = None, seed: int = 0, batch_size: int = 16
@@ -63,9 +63,9 @@ class Model(Protocol):
 
 def ask(model: Model, samples: Sequence[Sample], settings: Settings, *, to: str | Sequence[str], task: str
         ) -> list[Answer]:
-    """One answer a sample, in order. Several processes (`training.launch.join`) share the samples.
+    """One answer per sample, in order. Several processes (`training.launch.join`) share the samples.
 
-    The seed moves on with the position, so that chunks do not share their noise, and an answer is the same whoever
+    The seed advances with the position, so that chunks do not share noise and an answer is the same whichever process
     gives it.
     """
     answers: list[Answer] = []
@@ -77,15 +77,15 @@ def ask(model: Model, samples: Sequence[Sample], settings: Settings, *, to: str 
 
 def _answers(model: Model, samples: Sequence[Sample], settings: Settings, to: str | Sequence[str], task: str,
              numbers: range) -> list[Answer]:
-    """To the samples of consecutive `numbers`."""
+    """Answers to the samples with the consecutive `numbers`."""
     requests = requests_of(samples[numbers.start:numbers.stop], settings.root, settings.image_sizes[0])
     return ask_parts(model, requests, replace(settings, seed=settings.seed + numbers.start), to=to, task=task)
 
 
 def ask_parts(model: Model, requests: list[list[Part]], settings: Settings, *, to: str | Sequence[str],
               task: str | None = None) -> list[Answer]:
-    """One answer a request, in order, by one call; without `task` the model infers it. Raises `RuntimeError` for
-    another number of answers."""
+    """One answer per request, in order, from one call; without `task` the model infers it. Raises `RuntimeError` if
+    the number of answers differs."""
     answers = model.generate_many(requests, to=to, task=task, decoding=settings.decoding, seed=settings.seed,
                                   batch_size=settings.batch)
     if len(answers) != len(requests):
@@ -96,8 +96,8 @@ def ask_parts(model: Model, requests: list[list[Part]], settings: Settings, *, t
 def requests_of(samples: Sequence[Sample], root: str | Path | None = None, size: int | None = None) -> list[list[Part]]:
     """The user's side of each sample: its text without the task's prompt (the model adds it), speech and pictures.
 
-    Media are loaded, pictures of the world drawn at `size` pixels; what belongs to the reference answer is left out.
-    Raises `MediaError` naming an unreadable one.
+    Media are loaded, and the world's pictures drawn at `size` pixels; the reference answer is left out.
+    Raises `MediaError` naming an unreadable file.
     """
     return [_request(sample, root, size) for sample in samples]
 
@@ -110,7 +110,7 @@ def _request(sample: Sample, root: str | Path | None, size: int | None) -> list[
 
 
 def user_text(sample: Sample) -> str:
-    """What the user wrote: "{text}" of the task's format, found again in the sample's messages."""
+    """What the user wrote: "{text}" of the task's format, recovered from the sample's messages."""
     content = "\n".join(m["content"] for m in sample.messages if m["role"] == "user")
     content = content.replace(IMAGE, "").replace(AUDIO, "").strip()
     form = TASKS.get(sample.task or "")
@@ -139,7 +139,7 @@ def _refs_of(sample: Sample, token: str, refs: Sequence[str], role: str) -> list
 
 @dataclass(frozen=True)
 class ReferenceImages(Sequence[PIL.Image.Image]):
-    """The picture in each sample's answer, loaded when it is looked at: thousands of photographs fill no memory."""
+    """The picture in each sample's answer, loaded when accessed, so that thousands of photographs fill no memory."""
 
     samples: Sequence[Sample]
     settings: Settings = Settings()

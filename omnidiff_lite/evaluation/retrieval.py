@@ -1,8 +1,8 @@
 """Retrieval between pictures and captions by likelihood: is the true one ranked first among K?
 
-One model scores both ways: the captions of a picture as answers to captioning, the pictures of a caption, as image
-tokens, as answers to text-to-image. The paper measures no retrieval. Candidates are ranked by log p(candidate | query)
-as it is: one that is likely whatever is asked ranks high for every query.
+One model scores both ways: the captions of a picture as answers to captioning; the pictures of a caption, as image
+tokens, as answers to text-to-image. The paper measures no retrieval. Candidates are ranked by plain
+log p(candidate | query): one that is likely whatever is asked ranks high for every query.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def evaluate_retrieval(model: OmniDiffusion, samples: Sequence[Sample], settings
     """Recall@1 in percent among K = `candidates`, of captioning samples (one picture; meta "answer": its caption).
 
     Columns retrieval_caption_r1 (which caption belongs to the picture) and retrieval_picture_r1 (which picture to the
-    caption); chance is 1 / K, 25 % for four. The true one has to be likelier than every other: a tie is a miss. Both
-    ways have the same candidates (`candidate_sets`). `per_token`, `draws`: as in `score_answers`. Per item: picture,
+    caption); chance is 1 / K, 25 % for four. The true one must be likelier than every other: a tie is a miss. Both
+    ways use the same candidates (`candidate_sets`). `per_token`, `draws`: as in `score_answers`. Per item: picture,
     caption, candidates (numbers of the samples, the true one first), and for both ways <way>_rank (1..K), <way>_right
     and <way>_score_k, <way>_error_k of candidate k = 1..K, in nats.
     """
@@ -53,11 +53,11 @@ def evaluate_retrieval(model: OmniDiffusion, samples: Sequence[Sample], settings
 
 
 def candidate_sets(samples: Sequence[Sample], candidates: int, seed: int = 0) -> list[list[int]]:
-    """For each sample the numbers of `candidates` samples: itself first, then the others whose captions share most words
-    with its own, of as many at random. Others drawn at random alone are told apart by any one attribute.
+    """For each sample the numbers of `candidates` samples: itself first, then those whose captions share the most
+    words with its own, ties in random order. Purely random others could be told apart by any single attribute.
 
-    No other's caption is right for the sample's picture, in any wording that is known (`reference_captions`), nor the
-    sample's caption for the other's picture; and all captions differ. Raises `ValueError` where too few are left.
+    No other's caption is right for the sample's picture, in any known wording (`reference_captions`), nor the sample's
+    caption for the other's picture; and all captions differ. Raises `ValueError` where too few are left.
     """
     if candidates < 2:
         raise ValueError(f"candidates is {candidates}: give at least 2, the true one and another")
@@ -80,7 +80,7 @@ def candidate_sets(samples: Sequence[Sample], candidates: int, seed: int = 0) ->
 
 
 def rank_of_first(scores: Sequence[Likelihood]) -> int:
-    """Rank of the first among all, 1 the best; of equals it is the last."""
+    """Rank of the first among all, 1 being the best; among equals it comes last."""
     return 1 + sum(not score.value < scores[0].value for score in scores[1:])
 
 

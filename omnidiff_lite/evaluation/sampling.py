@@ -1,9 +1,9 @@
 """Table 3: decoding steps against quality, with latency and real-time factor measured in the same run.
 
-Times are of whole requests, one at a time, after one to warm up: from the prompt's encoding to the picture or the wave.
+Times are of whole requests, one at a time, after a warm-up: from the prompt's encoding to the picture or the wave.
 Only the answer counts as output: throughput is in answer tokens, the real-time factor divides by the seconds of speech
-that came out. One clock for every method, so the autoregressive twin is timed by the same lines. It takes as many steps
-as it says tokens: one row a task, and what lies between it and the diffusion at each number of steps.
+produced. All methods share one clock, so the autoregressive twin is timed by the same code. It takes as many steps as
+it produces tokens: one row per task, and its difference from the diffusion model at each number of steps.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def sweep_images(model: Model, judges: Judges, samples: Sequence[Sample], settin
                  task: str = "t2i", steps: Sequence[int] = (256, 50, 10), timed: int = 5,
                  world: WorldConfig | None = None, twin: Model | str | None = None
                  ) -> tuple[list[Record], pd.DataFrame]:
-    """Image rows (task t2i or s2i): clip_t, clip_i, `image_*` with `world`, latency_s, tokens_per_s, a row for each
-    number of steps; and the twin's, where it (or why there is none) is given."""
+    """Image rows (task t2i or s2i): clip_t, clip_i, `image_*` with `world`, latency_s, tokens_per_s, one row for each
+    number of steps; and the twin's, if it (or the reason for its absence) is given."""
     def measure(who: Model, here: Settings) -> Point:
         timing = time_answers(who, samples[:timed], here, to="image", task=task)
         pictures = [answer.image for answer in ask(who, samples, here, to="image", task=task)]
@@ -62,8 +62,8 @@ def sweep_images(model: Model, judges: Judges, samples: Sequence[Sample], settin
 def sweep_speech(model: Model, judge: Recogniser, samples: Sequence[Sample], settings: Settings = Settings(), *,
                  ratios: Sequence[float] = (0.5, 0.25, 0.125), timed: int = 5, twin: Model | str | None = None
                  ) -> tuple[list[Record], pd.DataFrame]:
-    """Speech rows: tts_wer, tts_silent, latency_s, tokens_per_s, rtf (seconds of computing a second of speech), a row
-    for each number of steps as a share of the length L of the answer's canvas; and the twin's, as above."""
+    """Speech rows: tts_wer, tts_silent, latency_s, tokens_per_s, rtf (seconds of computing per second of speech), one
+    row for each number of steps as a share of the length L of the answer's canvas; and the twin's, as above."""
     def measure(who: Model, here: Settings) -> Point:
         timing = time_answers(who, samples[:timed], here, to="speech", task="tts")
         scores, items = evaluate_tts(who, judge, samples, here)
@@ -76,7 +76,7 @@ def sweep_speech(model: Model, judge: Recogniser, samples: Sequence[Sample], set
 
 
 def row_name(settings: Settings, task: str, steps: object = None) -> str:
-    """"diffusion: text-to-image, 10 steps": the method, then the row as the paper names it; the twin's names none."""
+    """"diffusion: text-to-image, 10 steps": the method, then the paper's name of the row; the twin's has no steps."""
     return f"{settings.row}: {NAMES[task]}" + ("" if steps is None else f", {steps_label(steps)}")
 
 
@@ -87,8 +87,8 @@ def steps_label(steps: object) -> str:
 
 def _sweep(measure: Measure, model: Model, twin: Model | str | None, settings: Settings, task: str,
            steps: Mapping[str, float], columns: Callable[[pd.DataFrame], Columns]) -> tuple[list[Record], pd.DataFrame]:
-    """A row for each of `steps` (as it is called: as it is set), what each of the others loses to the first of them,
-    paired by item, then the twin's; per item also steps, NaN for it."""
+    """A row for each of `steps` (label -> setting), the first minus each of the others, paired by item, then the
+    twin's; per item also steps, NaN for the twin."""
     points = {}
     for name, count in steps.items():
         here = replace(settings, row=row_name(settings, task, name))
@@ -110,7 +110,7 @@ def _sweep(measure: Measure, model: Model, twin: Model | str | None, settings: S
 
 def _twin_beside(measure: Measure, twin: Model, settings: Settings, task: str, points: Mapping[str, Point],
                  columns: Callable[[pd.DataFrame], Columns]) -> tuple[list[Record], pd.DataFrame]:
-    """The twin's row, one token a step, and what lies between it and each of `points`."""
+    """The twin's row, one token per step, and its difference from each of `points`."""
     row = row_name(replace(settings, row=TWIN), task)
     own = measure(twin, _decoding(replace(settings, row=row), {"steps": None}))
     records = list(own.records)
@@ -121,15 +121,15 @@ def _twin_beside(measure: Measure, twin: Model, settings: Settings, task: str, p
 
 
 def _between(a: Point, b: Point, columns: Columns, settings: Settings) -> list[Record]:
-    """What a has more than b, paired: by item the scores, by request (its median) the seconds."""
+    """a minus b, paired: scores by item, seconds by request (median)."""
     longer = median_interval(np.subtract(a.seconds, b.seconds), **settings.resampling)
     return (differences(TABLE, columns, a.items, b.items, settings)
             + measured(TABLE, settings.row, settings.seed, {"latency_s": longer}))
 
 
 def trade_offs(records: Iterable[Record], scores: Mapping[str, str]) -> pd.DataFrame:
-    """What a figure of quality against latency shows: task, method, steps ("" for the twin), and value, low and high of
-    both as quality, quality_low, ..., latency_high. `scores`: the column that is the quality of each task."""
+    """Data for a figure of quality against latency: task, method, steps ("" for the twin), and value, low and high of
+    both as quality, quality_low, ..., latency_high. `scores`: which column is the quality of each task."""
     cells = {(r.row, r.column): r for r in records if r.table == TABLE and r.value is not None and not is_difference(r)}
     rows = []
     for row in dict.fromkeys(row for row, _ in cells):
@@ -143,14 +143,14 @@ def trade_offs(records: Iterable[Record], scores: Mapping[str, str]) -> pd.DataF
 
 
 def _ends(name: str, record: Record) -> dict[str, float]:
-    """Where there is no interval both ends are the value."""
+    """Without an interval, both ends are the value."""
     low, high = (record.value, record.value) if record.low is None else (record.low, record.high)
     return {name: record.value, f"{name}_low": low, f"{name}_high": high}
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall-clock `seconds` of each answer, and the answers."""
+    """Wall-clock `seconds` per answer, and the answers."""
 
     seconds: list[float]
     answers: list[Answer]
@@ -174,7 +174,7 @@ def time_answers(model: Model, samples: Sequence[Sample], settings: Settings, *,
 
 
 def speed(timing: Timing, settings: Settings) -> dict[str, Estimate]:
-    """Median latency_s of a request, and tokens_per_s: answer tokens over all seconds."""
+    """Median latency_s per request, and tokens_per_s: answer tokens over total seconds."""
     tokens = [len(answer.ids) for answer in timing.answers]
     return {"latency_s": median_interval(timing.seconds, **settings.resampling),
             "tokens_per_s": ratio_interval(tokens, timing.seconds, **settings.resampling)}

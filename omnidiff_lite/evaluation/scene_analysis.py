@@ -1,8 +1,8 @@
 """Reading a picture of the embedded world back into objects, by colour and by comparison with drawn shapes.
 
-No learning: the same reading for every model. Each cell of the lattice is looked at alone: its foreground is what
+No learning: every model is read in the same way. Each cell of the lattice is looked at alone: its foreground is what
 differs from the ground, its colour the one that most of the foreground's inner pixels are nearest to, its shape and
-size the drawn template that overlaps it best once both are centred. What resembles no template is no object.
+size those of the drawn template that overlaps it best once both are centred. What resembles no template is no object.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Reading:
-    """All that a picture shows."""
+    """Everything a picture shows."""
 
     background: str
     objects: tuple[Found, ...]
@@ -72,8 +72,8 @@ def read(image: Image.Image, config: WorldConfig) -> Reading:
 def score(image: Image.Image, scene: Scene, config: WorldConfig) -> dict[str, bool]:
     """Whether a picture shows a scene: the keys of `captions.matches`, read off the picture.
 
-    "objects_right": the same shapes, each as often; "attributes_right": also their colours, sizes and textures;
-    "relation_right": the first two objects are there by shape and colour and stand as they should (a lone object: it
+    "objects_right": the same shapes, equally often; "attributes_right": also their colours, sizes and textures;
+    "relation_right": the first two objects are there by shape and colour and stand as they should (a lone object
     stands at its position); "background_right"; "all_right". Other objects may stand in any cell.
     """
     seen = read(image, config)
@@ -123,7 +123,7 @@ def _read_cell(pixels: np.ndarray, ground: np.ndarray, cell: tuple[int, int], te
     color, marks = _color(pixels[inner], ground, textured)
     shades = [COLORS[color], *[mark_color(COLORS[color])] * textured]
     coverage = _coverage(pixels, mask, ground, shades)
-    if not coverage.any():  # all of it differs from the ground away from the object's colour
+    if not coverage.any():  # all of it differs from the ground in a direction away from the object's colour
         return None
     shape, size, overlap = _shape(coverage, side)
     if overlap < RESEMBLANCE:
@@ -140,8 +140,8 @@ def _largest(mask: np.ndarray) -> np.ndarray:
 def _color(inside: np.ndarray, ground: np.ndarray, textured: bool) -> tuple[str, np.ndarray]:
     """The colour's name, and which of the object's inner pixels [n, 3] have that colour's mark shade (bool [n]).
 
-    Every pixel votes for the colour whose mixture with the ground it is nearest to, because a blurred red on white
-    looks like pink.
+    Each pixel votes for the colour whose mixture with the ground it is nearest to, because blurred red on white
+    looks pink.
     """
     shades = list(COLORS.values()) + [mark_color(rgb) for rgb in COLORS.values()] * textured
     away, way = inside[:, None] - ground, np.array(shades, float) - ground
@@ -161,7 +161,7 @@ def _texture(marks: np.ndarray, inner: np.ndarray) -> str:
 
 
 def _coverage(pixels: np.ndarray, mask: np.ndarray, ground: np.ndarray, shades: list[RGB]) -> np.ndarray:
-    """How much of each pixel the object covers, 0..1: its place on the way from the ground's to the object's colour."""
+    """How much of each pixel the object covers, 0..1: its position between the ground's and the object's colour."""
     ways = np.array(shades, float) - ground
     share = np.clip(((pixels - ground) @ ways.T / (ways ** 2).sum(axis=1)).max(axis=2), 0, 1)
     return share * ndimage.binary_dilation(mask, np.ones((3, 3)))

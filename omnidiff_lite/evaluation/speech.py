@@ -1,7 +1,7 @@
 """Table 1: word error rates of recognition and synthesis, and the judge's ceilings.
 
-Protocols: evaluate_asr.py:230-257 and evaluate_libritts.py:131-146 of the release. Both are corpus WER, so items are
-kept as (errors, words) and resampled together. An empty hypothesis is all deletions.
+Protocols: evaluate_asr.py:230-257 and evaluate_libritts.py:131-146 of the release. Both are corpus WER, so each item
+is kept as (errors, words), resampled together. An empty hypothesis is all deletions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from omnidiff_lite.media import MIN_SECONDS, Waveform
 from omnidiff_lite.processes import over_processes
 
 TABLE = "table1_speech"
-# What differences are made of, per item (`paired.differences`).
+# Per-item columns that differences are made of (`paired.differences`).
 ASR_ITEMS = {"asr_wer": ("errors", "words"), "asr_wer_whisper": ("whisper_errors", "whisper_words")}
 TTS_ITEMS = {"tts_wer": ("errors", "words"), "tts_silent": ("silent",)}
 
@@ -39,9 +39,9 @@ class Recogniser(Protocol):
 
 
 def normalize_released(text: str) -> str:
-    """The released LibriSpeech script's: cut at the first `<|im_end|>`, no special tokens, no "-", case ignored.
+    """As in the released LibriSpeech script: cut at the first `<|im_end|>`, no special tokens, no "-", case ignored.
 
-    Words are split at spaces; punctuation stays. It is not the Whisper normalization of GLM-4-Voice's 2.82.
+    Words are split at spaces; punctuation stays. It is not the Whisper normalization behind GLM-4-Voice's 2.82.
     """
     return " ".join(_answer(text).replace("-", "").lower().split())
 
@@ -52,8 +52,8 @@ def normalize_whisper(text: str) -> str:
 
 
 def normalize_libritts(text: str) -> str:
-    r"""The released LibriTTS script's last step: `\W+` to one space, case ignored. Its step before, WeTextProcessing's
-    English text normalization (numbers to words), is left out: here both sides are words already."""
+    r"""The released LibriTTS script's last step: `\W+` to one space, case ignored. The step before,
+    WeTextProcessing's English text normalization (numbers to words), is left out: both sides are already words here."""
     return re.sub(r"\W+", " ", _answer(text)).lower().strip()
 
 
@@ -79,7 +79,7 @@ NORMALIZERS: dict[str, Callable[[str], str]] = {
 def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
     """(substitutions + deletions + insertions, reference words) of two normalized texts.
 
-    Raises `ValueError` for a reference without words: an error rate needs something to say.
+    Raises `ValueError` for a reference without words: it has no error rate.
     """
     import jiwer
 
@@ -110,7 +110,7 @@ def evaluate_asr(model: Model, samples: Sequence[Sample], settings: Settings = S
     """Recognition of `samples` (task asr, reference in meta "answer").
 
     Columns asr_wer (released normalization) and asr_wer_whisper. Per item: reference, hypothesis, errors, words, and
-    the latter two by Whisper's normalization.
+    the latter two under Whisper's normalization.
     """
     references = [meta(sample, "answer") for sample in samples]
     texts = [answer.text for answer in ask(model, samples, settings, to="text", task="asr")]
@@ -126,7 +126,7 @@ def evaluate_tts(model: Model, judge: Recogniser, samples: Sequence[Sample], set
     """Synthesis of `samples` (task tts, what to say in meta "text"), heard by `judge`.
 
     Columns tts_wer and tts_silent (percent of answers without speech). An answer without speech is all deletions; the
-    released script leaves it out (`skipping_records`). Per item: reference, hypothesis, errors, words, seconds, silent.
+    released script skips it (`skipping_records`). Per item: reference, hypothesis, errors, words, seconds, silent.
     """
     waves = [answer.speech for answer in ask(model, samples, settings, to="speech", task="tts")]
     items = _heard(judge, waves, [meta(sample, "text") for sample in samples])
@@ -135,7 +135,7 @@ def evaluate_tts(model: Model, judge: Recogniser, samples: Sequence[Sample], set
 
 def evaluate_recordings(judge: Recogniser, waves: Sequence[Waveform], texts: Sequence[str],
                         settings: Settings = Settings(row="real data (ceiling)")) -> tuple[list[Record], pd.DataFrame]:
-    """The judge on recordings whose text is known: the WER that no synthesis can be expected to beat."""
+    """The judge on recordings whose text is known: a WER that no synthesis can be expected to beat."""
     items = _heard(judge, waves, texts)
     return speech_records(items, settings, False), items
 
@@ -146,7 +146,7 @@ def resynthesize(tokenizer: object, decoder: object, waves: Sequence[Waveform]) 
 
 
 def transcribe_all(judge: Recogniser, waves: Sequence[Waveform | None]) -> list[str]:
-    """One transcript a recording; "" where there is none, or too little to hear. Several processes share them."""
+    """One transcript per recording; "" if there is none, or too little to hear. Several processes share the work."""
     audible = [i for i, wave in enumerate(waves) if _audible(wave)]
     texts = [""] * len(waves)
     heard = over_processes(judge.transcribe, [waves[i] for i in audible]) if audible else []
@@ -166,7 +166,7 @@ def _heard(judge: Recogniser, waves: Sequence[Waveform | None], texts: Sequence[
 
 
 def speech_records(items: pd.DataFrame, settings: Settings, skip_silent: bool) -> list[Record]:
-    """tts_wer and tts_silent of the table per item that the evaluations of speech give."""
+    """tts_wer and tts_silent from the per-item table of the speech evaluations."""
     silent = proportion_interval(items["silent"], **settings.resampling).scaled(100)
     records = measured(TABLE, settings.row, settings.seed, {"tts_silent": silent})
     kept = items[~items["silent"]] if skip_silent else items
@@ -177,7 +177,7 @@ def speech_records(items: pd.DataFrame, settings: Settings, skip_silent: bool) -
 
 def skipping_records(items: pd.DataFrame, settings: Settings) -> list[Record]:
     """What the released script's skipping of silent answers (evaluate_libritts.py:131-132) does to the same answers:
-    their tts_wer in a row "..., silent answers skipped", and how far that lies from the WER of all, paired by item."""
+    their tts_wer in a row "..., silent answers skipped", and its difference from the WER of all, paired by item."""
     row = f"{settings.row}, silent answers skipped"
     skipped = [r for r in speech_records(items, replace(settings, row=row), True) if r.column == "tts_wer"]
     if items["silent"].all():

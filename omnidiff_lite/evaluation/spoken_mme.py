@@ -1,7 +1,7 @@
 """Spoken MME (the ICML version's table): MME's questions typed and read aloud, answered in writing and aloud.
 
 The camera-ready reads them with CosyVoice2; here the world's held-out voices do. A spoken question is answered once:
-what the answer says in writing and what the recognition judge hears of it are the two rows.
+the answer's text and what the recognition judge hears of its speech make the two rows.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ TYPED, WRITTEN, SPOKEN = "text + image -> text", "speech + image -> text", "spee
 
 def evaluate_spoken_mme(model: Model, judge: Recogniser, samples: Sequence[Sample], voices: Sequence[Voice],
                         settings: Settings = Settings()) -> tuple[list[Record], pd.DataFrame]:
-    """MME's questions (meta "answer", "kind", "question"), two a picture, in the three settings of the table.
+    """MME's questions (meta "answer", "kind", "question"), two per picture, in the three settings of the table.
 
-    A row a setting, "diffusion: speech + image -> text"; columns mme_p (sum over the subtasks, 200 points each),
+    One row per setting, "diffusion: speech + image -> text"; columns mme_p (sum over the subtasks, 200 points each),
     mme_accuracy, mme_accuracy_plus (percent), mme_<subtask>; then what a spoken question and a spoken answer cost,
     paired by picture (mme_p). Per item: setting, subtask, picture, answer, prediction, right.
     """
@@ -48,7 +48,7 @@ def evaluate_spoken_mme(model: Model, judge: Recogniser, samples: Sequence[Sampl
 
 
 def spoken_mme_differences(a: pd.DataFrame, b: pd.DataFrame, settings: Settings) -> list[Record]:
-    """mme_p of `a` less that of `b`, two tables of `evaluate_spoken_mme`, for each setting: "x minus y: <setting>"."""
+    """mme_p of `a` minus that of `b`, two tables of `evaluate_spoken_mme`, per setting: "x minus y: <setting>"."""
     return [record for name in (TYPED, WRITTEN, SPOKEN)
             for record in _difference(a[a["setting"] == name], b[b["setting"] == name],
                                       replace(settings, row=f"{settings.row}: {name}"))]
@@ -57,8 +57,8 @@ def spoken_mme_differences(a: pd.DataFrame, b: pd.DataFrame, settings: Settings)
 def spoken_ceiling(judge: Recogniser, samples: Sequence[Sample],
                    settings: Settings = Settings(row="real data (ceiling)"),
                    through: Callable[[list[Waveform]], list[Waveform]] = list) -> list[Record]:
-    """The score of right answers that are said by the world's answer voice, and perhaps go `through` something, as the
-    judge hears them. They are as many recordings as there are different answers, hence no interval."""
+    """The score of right answers spoken by the world's answer voice, optionally passed `through` something, as the
+    judge hears them. There are only as many recordings as different answers, hence no interval."""
     texts = sorted({meta(sample, "answer").strip() for sample in samples})
     heard = dict(zip(texts, transcribe_all(judge, through([speak(text, ANSWER_VOICE) for text in texts]))))
     items = _marked(samples, [heard[meta(sample, "answer").strip()] for sample in samples])

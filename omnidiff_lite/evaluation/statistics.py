@@ -1,11 +1,11 @@
-"""Bootstrap intervals over test items: means, ratios such as corpus WER, any figure made of sums, differences.
+"""Bootstrap intervals over test items: means, ratios such as corpus WER, any function of sums, differences.
 
 Every metric of the kit is a function of per-item sums (errors and words; true and false positives; n-gram matches),
-so one resampler serves them all: draw items with replacement, add their rows up, apply the metric to the sums.
+so one resampler serves them all: draw items with replacement, add up their rows, apply the metric to the sums.
 
-Where all items are alike every draw is the same, and resampling says nothing: 0 of 8 right is not [0, 0]. Of means
-whose items have known bounds the exact binomial bound then stands in (see `mean_interval`); else there is no interval.
-Nor does it say much of two systems that differ on a handful of right-or-wrong items (see `paired_difference`).
+Where all items are alike every draw is the same, and resampling says nothing: 0 of 8 right is not [0, 0]. For means
+of items with known bounds the exact binomial bound then stands in (see `mean_interval`); else there is no interval.
+Nor does it say much about two systems that differ on a handful of right-or-wrong items (see `paired_difference`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.95
 ALIKE = "no interval: all items are alike"
-FEW = 10  # pairs of right and wrong: with fewer, draws differ too little from each other
+FEW = 10  # pairs of right and wrong: with fewer, draws differ too little
 _CELLS = 4_000_000  # resampling counts held at once: 32 MB
 
 Statistic = Callable[[NDArray], NDArray]  # sums [..., k] -> values [...]
@@ -37,7 +37,7 @@ class Estimate:
     reason: str = ""
 
     def mapped(self, function: Callable[[float], float]) -> Estimate:
-        """The same seen through an increasing function."""
+        """The same under an increasing function."""
         value, low, high = (None if x is None else function(x) for x in (self.value, self.low, self.high))
         return replace(self, value=value, low=low, high=high)
 
@@ -51,10 +51,10 @@ def bootstrap_interval(items: ArrayLike, statistic: Statistic, *, groups: Sequen
                        seed: int = 0) -> Estimate:
     """Percentile bootstrap of `statistic(items.sum(0))`.
 
-    items: [n, k], one row an item. `groups` [n]: items that share a picture or a speaker are drawn together.
-    `strata` [n]: the number of items (or groups) of each stratum stays as it is (MME's subtasks). Draws in which the
-    statistic is undefined (NaN) are left out. With fewer than about 20 items the interval is too narrow, as every
-    bootstrap's is; where no draw differs from another there is none (`ALIKE`). Raises `ValueError` where there are no
+    items: [n, k], one row per item. `groups` [n]: items that share a picture or a speaker are drawn together.
+    `strata` [n]: the number of items (or groups) in each stratum is kept (MME's subtasks). Draws in which the
+    statistic is undefined (NaN) are left out. With fewer than about 20 items the interval is too narrow, as with any
+    bootstrap; if all draws are equal there is none (`ALIKE`). Raises `ValueError` where there are no
     items or the statistic is undefined on them.
     """
     rows = np.asarray(items, dtype=np.float64)
@@ -82,14 +82,14 @@ def ratio(sums: NDArray) -> NDArray:
 
 
 def ratio_interval(numerators: ArrayLike, denominators: ArrayLike, **how: object) -> Estimate:
-    """Ratio of sums over items: corpus WER from errors and words per item. `how` as `bootstrap_interval`."""
+    """Ratio of sums over items: corpus WER from errors and words per item. `how` as in `bootstrap_interval`."""
     return bootstrap_interval(np.column_stack([numerators, denominators]), ratio, **how)
 
 
 def mean_interval(values: ArrayLike, bounds: tuple[float, float] | None = None, **how: object) -> Estimate:
-    """Mean over items. `how` as `bootstrap_interval`.
+    """Mean over items. `how` as in `bootstrap_interval`.
 
-    `bounds`: the least and the greatest value that an item can have; (0, 1) where all are 0 or 1. If all n items
+    `bounds`: the least and the greatest value an item can have; (0, 1) where all are 0 or 1. If all n items
     (groups, where given) have one value v, at most a share p = 1 - 0.025^(1/n) of all that could be drawn differs, by
     the exact binomial bound (Clopper-Pearson), and the mean lies in v - p (v - least) .. v + p (greatest - v): 0 of 8
     reads [0, 0.37]. Without bounds such items have no interval.
@@ -102,7 +102,7 @@ def mean_interval(values: ArrayLike, bounds: tuple[float, float] | None = None, 
 
 
 def proportion_interval(right: ArrayLike, among: ArrayLike | None = None, **how: object) -> Estimate:
-    """Share of items that are right; of those `among` (bool [n]), where given. `n` counts all items.
+    """Share of items that are right, out of those `among` (bool [n]) if given. `n` counts all items.
 
     With the exact binomial bound where all are right, or none is (see `mean_interval`).
     """
@@ -127,9 +127,10 @@ def paired_difference(a: ArrayLike, b: ArrayLike, words_a: ArrayLike | None = No
                       **how: object) -> Estimate:
     """mean(a) - mean(b) over the same items, or the difference of two ratios where `words_*` are given.
 
-    Both systems are resampled by the same draws, so what the items have in common cancels. An interval that does not
-    hold 0 is a difference at the level asked. Where items are 0 or 1, drawn singly, and fewer than `FEW` of them differ,
-    resampling would end at 0 whenever all of these point one way; Bonett and Price's adjusted interval stands in.
+    Paired bootstrap: both systems are resampled with the same draws, so what the items have in common cancels. An
+    interval that excludes 0 is a difference at the level asked. Where items are 0 or 1, drawn singly, and fewer than
+    `FEW` of them differ, the interval would end at 0 whenever all of these point one way; Bonett and Price's adjusted
+    interval stands in.
     """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     sides = [np.column_stack([x, np.ones(len(x)) if words is None else words])
@@ -143,16 +144,17 @@ def paired_difference(a: ArrayLike, b: ArrayLike, words_a: ArrayLike | None = No
 
 
 def _adjusted_wald(estimate: Estimate, a: NDArray, b: NDArray, level: float) -> Estimate:
-    """A difference of two paired shares, as if one more pair of either kind had been seen (D. Bonett and R. Price,
+    """A difference of two paired shares, as if one more pair of each kind had been seen (D. Bonett and R. Price,
     2012, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired data")."""
     count = len(a) + 2
     up, down = ((a > b).sum() + 1) / count, ((a < b).sum() + 1) / count
     reach = NormalDist().inv_cdf((1 + level) / 2) * np.sqrt((up + down - (up - down) ** 2) / count)
-    return replace(estimate, low=max(-1.0, float(up - down - reach)), high=min(1.0, float(up - down + reach)), reason="")
+    return replace(estimate, low=max(-1.0, float(up - down - reach)), high=min(1.0, float(up - down + reach)),
+                   reason="")
 
 
 def difference_interval(a: ArrayLike, b: ArrayLike, statistic: Statistic, **how: object) -> Estimate:
-    """statistic(sums of `a`) - statistic(sums of `b`) over the same items, [n, k] each; as `paired_difference`."""
+    """statistic(sums of `a`) - statistic(sums of `b`) over the same items, [n, k] each; as in `paired_difference`."""
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.shape != b.shape:
         raise ValueError(f"paired items differ in number: {len(a)} and {len(b)}")
@@ -164,7 +166,7 @@ def difference_interval(a: ArrayLike, b: ArrayLike, statistic: Statistic, **how:
 def median_interval(values: ArrayLike, *, samples: int = 1000, level: float = LEVEL, seed: int = 0) -> Estimate:
     """Median, for timings: one slow run does not move it.
 
-    The interval is a percentile bootstrap's; of two to five values it is their range, which holds the median in
+    The interval is a percentile bootstrap; for two to five values it is their range, which contains the median in
     1 - 2 ** (1 - n) of all cases: 75 % at n = 3, 94 % at n = 5. One value has none.
     """
     values = np.asarray(values, dtype=np.float64)
@@ -190,7 +192,7 @@ def seed_interval(values: ArrayLike, level: float = LEVEL) -> Estimate:
 
 
 def _grouped(rows: NDArray, labels: NDArray, groups: NDArray) -> tuple[NDArray, NDArray]:
-    """One row a group: the sum of its items, with the stratum of its first."""
+    """One row per group: the sum of its items, with the stratum of its first."""
     _, first, member = np.unique(groups, return_index=True, return_inverse=True)
     summed = np.zeros((len(first), rows.shape[1]))
     np.add.at(summed, member, rows)

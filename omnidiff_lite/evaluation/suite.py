@@ -1,4 +1,4 @@
-"""A finished run's model and judges; and one task, one call: which evaluation belongs to it."""
+"""A finished run's model and judges; and one call per task, which picks the evaluation that belongs to it."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def finished_system(preset: Preset, artifacts: Artifacts, device: str | torch.de
     """What notebooks 02 to 05 made, the denoiser computing in `dtype` ("auto": bfloat16 on a GPU, on a CPU
     what its config.json names).
 
-    `device`: a GPU where there is one, unless named. Raises `MissingArtifact` naming the notebook to run first,
+    `device`: by default a GPU if there is one. Raises `MissingArtifact` naming the notebook to run first,
     `CheckpointError` for a judge named in the preset that cannot be read.
     """
     checkpoint = artifacts.require(artifacts.checkpoint, "05_stage3_speech_driven_visual_interaction")
     names = preset.judges
     if TRAINED in (names.recognition, names.clip_t, names.clip_i):
         artifacts.require(artifacts.judges, "02_training_the_tokenizers")
-    judges = load_judges(preset, artifacts.judges)  # first: a misspelt name is told at once
+    judges = load_judges(preset, artifacts.judges)  # first, to report a misspelt name at once
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype == "auto" and device.type != "cpu":
         dtype = torch.bfloat16
@@ -46,7 +46,7 @@ def finished_system(preset: Preset, artifacts: Artifacts, device: str | torch.de
 
 
 def autoregressive_twin(model: OmniDiffusion, artifacts: Artifacts) -> OmniDiffusion:
-    """What notebook 14 made: `model` with a causal denoiser, trained alike, in place of its own.
+    """What notebook 14 made: `model` with a causal denoiser, trained in the same way, in place of its own.
 
     Raises `MissingArtifact` naming the notebook to run first.
     """
@@ -54,16 +54,16 @@ def autoregressive_twin(model: OmniDiffusion, artifacts: Artifacts) -> OmniDiffu
 
 
 def with_denoiser(model: OmniDiffusion, directory: str | Path) -> OmniDiffusion:
-    """The same system round another denoiser, as a stage of training saves it.
+    """The same system around another denoiser, as a training stage saves it.
 
-    Raises `CheckpointError` for none, or one that was trained with other tokenizers.
+    Raises `CheckpointError` if there is none, or if it was trained with other tokenizers.
     """
     denoiser = Denoiser.from_pretrained(directory, dtype=model.denoiser.dtype).to(model.device)
     return OmniDiffusion(denoiser, model.tokenizers, model.settings)
 
 
 def twin_or_reason(model: OmniDiffusion, artifacts: Artifacts) -> OmniDiffusion | str:
-    """The same, or where notebook 14 has not run, why there is none: what the twin's cells then say."""
+    """The same, or, if notebook 14 has not run, the reason why there is none, for the twin's cells."""
     try:
         return autoregressive_twin(model, artifacts)
     except MissingArtifact:
@@ -78,9 +78,9 @@ def evaluate_task(task: str, model: Model, judges: Judges, samples: Sequence[Sam
 
 def evaluate_items(task: str, model: Model, judges: Judges, samples: Sequence[Sample], preset: Preset, seed: int = 0,
                    decoding: Mapping[str, Any] | None = None) -> tuple[list[Record], pd.DataFrame]:
-    """Records of one task on `samples`, of the embedded world or of a user's own files; and one row an item.
+    """Records of one task on `samples`, from the embedded world or a user's own files; and one row per item.
 
-    Pictures are read back into scenes only where the samples carry their scene. `decoding`: fields of DecodingConfig
+    Pictures are read back into scenes only if the samples carry their scene. `decoding`: fields of DecodingConfig
     that differ from the model's own. Raises `ValueError` for a sample without the reference that its task needs.
     """
     settings = Settings.of(preset, seed=seed, decoding=decoding)
@@ -99,9 +99,9 @@ def evaluate_items(task: str, model: Model, judges: Judges, samples: Sequence[Sa
 
 
 def with_references(sample: Sample) -> Sample:
-    """A sample whose meta says what is asked and what is right, taken from its messages where it does not say so.
+    """A sample whose meta holds the question and the right answer, taken from its messages if not there already.
 
-    The released format has no such fields: the reference is what the assistant's turn holds.
+    The released format has no such fields: the reference is the content of the assistant's turn.
     """
     answer = "\n".join(m["content"] for m in sample.messages if m["role"] == "assistant")
     text = user_text(sample)

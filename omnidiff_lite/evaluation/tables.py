@@ -11,13 +11,14 @@ from omnidiff_lite.data.benchmark_vision import SUBTASKS
 from omnidiff_lite.evaluation.records import SOURCES, Record
 from omnidiff_lite.files import written_whole
 
-METHOD = "Omni-Diffusion"  # the paper's name of what our rows call "diffusion"
+METHOD = "Omni-Diffusion"  # the paper's name for what our rows call "diffusion"
 CAPTION = ("Groups: paper-v1 = arXiv v1; paper-icml = the ICML camera-ready, quoted second-hand; released-code = "
            "measured with the released code's settings; ours = measured by this kit. A number measured on the embedded "
            "world is not the paper's number on the public data: compare within a group, never across groups. "
-           "Brackets: 95 % interval, of two to five timings their range; n: test items. – : not reported or not measured.")
+           "Brackets: 95 % interval, of two to five timings their range; n: test items. – : not reported or not "
+           "measured.")
 
-# column -> (label, digits shown of our own values)
+# column -> (label, digits shown for our own values)
 COLUMNS: dict[str, tuple[str, int]] = {
     "librispeech_wer": ("LibriSpeech WER % ↓", 2), "libritts_wer": ("LibriTTS WER % ↓", 2),
     "asr_wer": ("ASR WER % ↓", 1), "asr_wer_whisper": ("ASR WER %, Whisper normalization ↓", 1),
@@ -52,11 +53,10 @@ COLUMNS |= {f"{name}_minus_base": (f"change: {label}", digits) for name, (label,
 
 
 def comparison(records: Iterable[Record], columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """A table of text: one row a method, columns grouped by source (two-level header: source, metric).
+    """A text table: one row per method, columns grouped by source (two-level header: source, metric).
 
-    `columns`: which metrics, in which order; all by default, in order of appearance. Where the paper's "Omni-Diffusion"
-    has a row, our "diffusion" stands beside it in that row. A cell without a record is empty; one with
-    value None shows why. Raises
+    `columns`: which metrics, in which order; all by default, in order of appearance. If the paper's "Omni-Diffusion"
+    has a row, our "diffusion" shares it. A cell without a record is empty; one with value None shows why. Raises
     `ValueError` where two records claim one cell.
     """
     cells: dict[tuple[str, str], dict[str, str]] = {}
@@ -78,8 +78,8 @@ def comparison(records: Iterable[Record], columns: Sequence[str] | None = None) 
 
 
 def cell_text(record: Record) -> str:
-    """Of ours "7.1 [6.0, 8.3] n=200", with what is to be known of it, such as why it has no interval; the paper's
-    number as it was printed; "–" and why where there is none."""
+    """Ours as "7.1 [6.0, 8.3] n=200", with any remark, such as why it has no interval; the paper's number as it was
+    printed; "–" and why if there is none."""
     if record.value is None:
         return "–" if record.reason == "not reported" else f"– ({record.reason})"
     if record.source.startswith("paper"):
@@ -98,8 +98,8 @@ def column_label(column: str) -> str:
 
 
 def row_label(row: str, beside: bool = False) -> str:
-    """Our "diffusion: text-to-image, 10 steps" is the paper's row "text-to-image, 10 steps", and our "diffusion" its
-    method where they stand `beside` each other."""
+    """Our "diffusion: text-to-image, 10 steps" is the paper's row "text-to-image, 10 steps"; our "diffusion" is its
+    method if they stand `beside` each other."""
     return METHOD if beside and row == "diffusion" else row.removeprefix("diffusion: ")
 
 
@@ -111,14 +111,14 @@ def to_markdown(frame: pd.DataFrame) -> str:
 
 
 def to_long(records: Iterable[Record]) -> pd.DataFrame:
-    """One line a record, numbers as numbers; provenance is left to the JSON."""
+    """One line per record, numbers as numbers; provenance is left to the JSON."""
     keys = ("table", "row", "column", "source", "value", "low", "high", "n", "seeds", "reason")
     return pd.DataFrame([{key: getattr(record, key) for key in keys} for record in records], columns=list(keys))
 
 
 def save_table(records: Sequence[Record], name: str, directory: str | Path, columns: Sequence[str] | None = None,
                note: str = "") -> tuple[Path, Path]:
-    """`name`.md (the comparison, with its caption) and `name`.csv (one line a record), written atomically."""
+    """`name`.md (the comparison, with its caption) and `name`.csv (one line per record), written atomically."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     markdown = _write(directory / f"{name}.md", table_text(records, columns, f"{note} {CAPTION}".strip()))
@@ -126,7 +126,7 @@ def save_table(records: Sequence[Record], name: str, directory: str | Path, colu
 
 
 def table_text(records: Iterable[Record], columns: Sequence[str] | None, caption: str) -> str:
-    """The comparison as Markdown, its caption below."""
+    """The comparison as Markdown, with its caption below."""
     return f"{to_markdown(comparison(records, columns))}\n{caption}\n"
 
 

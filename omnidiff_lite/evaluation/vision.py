@@ -1,7 +1,7 @@
 """Table 2, understanding: POPE, MME-Perception, SEED-Bench-2-Plus and captioning.
 
-Scores are functions of sums over items, so that each has its bootstrap interval; questions about one picture are
-resampled together. An answer that is empty, or neither of the answers asked for, is wrong.
+Scores are functions of sums over items, so each has a bootstrap interval; questions about one picture are resampled
+together. An answer that is empty, or none of the answers asked for, is wrong.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def yes_or_no(text: str | None) -> str:
     exactly that, else whichever stands in its first four characters, "yes" before "no".
 
     So "Not visible" and "know" are no, and "I think yes" is other. Special tokens and the white space before an answer
-    do not count. POPE's answers are read in the same way; its own script takes all for yes that hold no "no" or "not".
+    do not count. POPE's answers are read in the same way; its own script takes any answer without "no" or "not" as yes.
     """
     answer = re.sub(r"<\|.*?\|>", "", text or "").lstrip().lower()
     if answer in ("yes", "no"):
@@ -55,8 +55,8 @@ def pope_scores(answers: Sequence[str], predictions: Sequence[str | None], pictu
                 settings: Settings = Settings()) -> dict[str, Estimate]:
     """POPE's five figures in percent: accuracy, precision, recall, F1 (of "yes") and the share of "yes" answers.
 
-    An answer that is neither yes nor no is not right and not a "yes". A share of nothing (precision where nothing is
-    "yes") is 0, without an interval.
+    An answer that is neither yes nor no is neither right nor a "yes". A share of nothing (precision without any "yes")
+    is 0, without an interval.
     """
     said = np.array([yes_or_no(text) for text in predictions])
     truth = np.array([answer.strip().lower() for answer in answers])
@@ -98,7 +98,7 @@ def mme_scores(subtasks: Sequence[str], pictures: Sequence[str], right: Sequence
 
     accuracy: percent of questions; accuracy+: percent of pictures with both questions right. Where the pictures of
     every subtask are alike, the ends of mme_p are the sums of the subtasks' own, which is on the safe side. Raises
-    `ValueError` where a picture of a subtask has not two questions. n counts questions.
+    `ValueError` if a picture of a subtask does not have two questions. n counts questions.
     """
     pairs = mme_points(subtasks, pictures, right)
     scores = {f"mme_{name}": mean_interval(points, bounds=(0, 200), **settings.resampling)
@@ -111,7 +111,7 @@ def mme_scores(subtasks: Sequence[str], pictures: Sequence[str], right: Sequence
 
 
 def mme_points(subtasks: Sequence[str], pictures: Sequence[str], right: Sequence[bool]) -> pd.DataFrame:
-    """One row a picture, sorted: subtask, picture, points (accuracy + accuracy+ of it alone: 0, 50 or 200)."""
+    """One row per picture, sorted: subtask, picture, points (its own accuracy + accuracy+: 0, 50 or 200)."""
     items = pd.DataFrame({"subtask": list(subtasks), "picture": list(pictures), "right": np.asarray(right, float)})
     pairs = items.groupby(["subtask", "picture"], sort=True)["right"].agg(["count", "sum"]).reset_index()
     if (pairs["count"] != 2).any():
@@ -121,7 +121,7 @@ def mme_points(subtasks: Sequence[str], pictures: Sequence[str], right: Sequence
 
 
 def mme_sum(points: pd.Series, subtasks: pd.Series, settings: Settings) -> Estimate:
-    """Sum over the subtasks of the mean points of their pictures; as many of each are resampled as there are. Of
+    """Sum over the subtasks of the mean points of their pictures; each subtask is resampled to its own size. Serves
     differences in points as well. n counts pictures."""
     member = np.column_stack([subtasks == name for name in sorted(set(subtasks))])
     return bootstrap_interval(points.to_numpy()[:, None] * member,
@@ -130,8 +130,8 @@ def mme_sum(points: pd.Series, subtasks: pd.Series, settings: Settings) -> Estim
 
 
 def mme_difference(a: pd.DataFrame, b: pd.DataFrame, settings: Settings) -> Estimate:
-    """mme_p of `a` less that of `b`, paired by picture: two tables with subtask, picture and right of each question.
-    n counts questions. Raises `ValueError` for other questions on either side."""
+    """mme_p of `a` minus that of `b`, paired by picture: two tables with subtask, picture and right of each question.
+    n counts questions. Raises `ValueError` if the two sides have different questions."""
     first, second = (mme_points(items["subtask"], items["picture"], items["right"]) for items in (a, b))
     if not np.array_equal(first[["subtask", "picture"]], second[["subtask", "picture"]]):
         raise ValueError("a paired difference needs the same questions on both sides")
@@ -140,7 +140,7 @@ def mme_difference(a: pd.DataFrame, b: pd.DataFrame, settings: Settings) -> Esti
 
 
 def mme_accuracies(items: pd.DataFrame, settings: Settings = Settings()) -> dict[str, Estimate]:
-    """The two halves of each subtask's score, in percent, of the table that `evaluate_mme` gives:
+    """The two halves of each subtask's score, in percent, from the table of `evaluate_mme`:
     mme_<subtask>_accuracy (n questions) and mme_<subtask>_accuracy_plus (n pictures)."""
     scores, how = {}, settings.resampling
     pairs = mme_points(items["subtask"], items["picture"], items["right"])
@@ -153,7 +153,7 @@ def mme_accuracies(items: pd.DataFrame, settings: Settings = Settings()) -> dict
 
 def evaluate_mme(model: Model, samples: Sequence[Sample], settings: Settings = Settings()
                  ) -> tuple[list[Record], pd.DataFrame]:
-    """MME's yes/no questions (meta "answer", "kind": the subtask), two a picture. Columns mme_<subtask>, mme_p (sum).
+    """MME's yes/no questions (meta "answer", "kind": the subtask), two per picture. Columns mme_<subtask>, mme_p (sum).
     """
     items = ask_questions(model, samples, settings)
     items["subtask"] = [meta(sample, "kind") for sample in samples]
@@ -179,8 +179,8 @@ def multiple_choice_accuracy(answers: Sequence[str], predictions: Sequence[str |
                              pictures: Sequence[str] | None = None, settings: Settings = Settings()) -> Estimate:
     """Percent of questions whose generated letter is the right one.
 
-    The benchmark's authors rank the options by likelihood instead, which a masked diffusion model has no exact form
-    of (a bound: `evaluation.likelihood.evaluate_choices`); the paper does not say how it scored.
+    The benchmark's authors rank the options by likelihood instead, which a masked diffusion model cannot compute
+    exactly (a bound: `evaluation.likelihood.evaluate_choices`); the paper does not say how it scored.
     """
     right = [chosen_letter(p) == a.strip().upper() for p, a in zip(predictions, answers, strict=True)]
     return proportion_interval(right, groups=pictures, **settings.resampling).scaled(100)
@@ -200,7 +200,7 @@ def evaluate_seed_bench(model: Model, samples: Sequence[Sample], settings: Setti
 def right_letter(sample: Sample) -> str:
     """The right option's letter (meta "answer": the letter itself, or the words of one of meta "choices").
 
-    A single letter is one where there are so many choices; "4" among 3, 4, 5 is words. Raises `ValueError` for an
+    A single letter counts as one if there are enough choices; "4" among 3, 4, 5 is words. Raises `ValueError` for an
     answer that is neither.
     """
     answer, choices = meta(sample, "answer").strip(), list(sample.meta.get("choices") or ())
@@ -230,9 +230,9 @@ def picture_of(sample: Sample) -> str:
 
 
 def bleu_statistics(hypothesis: str, references: Sequence[str]) -> list[float]:
-    """BLEU's sums of one caption: matches of 1- to 4-grams, n-grams, hypothesis length, reference length.
+    """BLEU's sums for one caption: matches of 1- to 4-grams, n-grams, hypothesis length, reference length.
 
-    Of `cider.caption_words`, as COCO's server has them: case and punctuation do not count.
+    Words are those of `cider.caption_words`, as on COCO's server: case and punctuation do not count.
     """
     from sacrebleu.metrics import BLEU
 
@@ -257,7 +257,7 @@ def evaluate_captioning(model: Model, samples: Sequence[Sample], settings: Setti
 
     Columns caption_bleu4 (0..100) and caption_cider (0..10), against every wording that the world has for a scene;
     where scenes are known also what a reader learns: percent of captions with the objects, their attributes, the
-    relation, the background and all of it right (`world.captions.matches`). Per item: picture, reference (the first),
+    relation, the background and all of it right (`world.captions.matches`). Per item: picture, first reference,
     prediction, cider, bleu (the sums of `bleu_statistics`), and what is right.
     """
     texts = [answer.text or "" for answer in ask(model, samples, settings, to="text", task="captioning")]
@@ -276,7 +276,7 @@ def evaluate_captioning(model: Model, samples: Sequence[Sample], settings: Setti
 
 
 def reference_captions(sample: Sample) -> list[str]:
-    """All captions that are right: as the data set gives them, or every wording of the world's scene."""
+    """All right captions: as the data set gives them, or every wording of the world's scene."""
     if "captions" in sample.meta:
         return list(sample.meta["captions"])
     if "scene" in sample.meta:

@@ -1,11 +1,11 @@
-"""Does the kit compute what the released implementation computes? One row for each case, from recorded numbers.
+"""Does the kit compute what the released implementation computes? One row per case, from recorded numbers.
 
-    python -m omnidiff_lite.parity          # the table; exit code 1 where a row fails
+    python -m omnidiff_lite.parity          # the table; exit code 1 if a row fails
     report()                                # the same as a pandas table
 
 The numbers were recorded from the released code (commit c4f4625) and its tokenizers with tiny random weights on a CPU.
-One row, of something that was not recorded, compares with a loop of the kit's own: column `against` says so, and
-`count` keeps it apart. Not covered: temperatures above 0, the random algorithm, and the released weights themselves.
+One row, for which nothing was recorded, compares with a loop of the kit's own: column `against` says so, and `count`
+keeps it apart. Not covered: temperatures above 0, the random algorithm, and the released weights themselves.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def report(golden: Golden = GOLDEN, cases: Sequence[Case] = CASES,
     """Columns part, case, compared, against ("released", or "own loop"), tolerance ("exact", or the largest error
     allowed), reached, passed.
 
-    `progress`: called with each row as it is done. A case that raises is a row that failed and names the error. Raises
-    `ParityError` where a reference file is missing.
+    `progress`: called with each row as it is done. A case that raises gives a failed row naming the error. Raises
+    `ParityError` if a reference file is missing.
     """
     rows = []
     for case in cases:
@@ -37,7 +37,7 @@ def report(golden: Golden = GOLDEN, cases: Sequence[Case] = CASES,
             row = case.run(golden)
         except ParityError:
             raise
-        except Exception as error:  # the other rows are worth having all the same
+        except Exception as error:  # the other rows are still worth having
             row = case.failed(error)
         progress(row)
         rows.append({"part": row.part, "case": row.case, "compared": row.compared, "against": row.against,
@@ -47,7 +47,7 @@ def report(golden: Golden = GOLDEN, cases: Sequence[Case] = CASES,
 
 
 def count(table: pd.DataFrame) -> str:
-    """How many rows of a report passed, those against the kit itself apart."""
+    """How many rows of a report passed, counting those against the kit itself separately."""
     released = table[table.against == RELEASED]
     own = table[table.against != RELEASED]
     return (f"{released.passed.sum()} of {len(released)} comparisons with the released implementation passed"

@@ -1,4 +1,4 @@
-"""One comparison of the kit with the released implementation, and the row of the report that it gives."""
+"""One comparison of the kit with the released implementation, and the report row it gives."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor
 from omnidiff_lite.parity.golden import GOLDEN, Golden
 
 RELEASED, OWN = "released", "own loop"
-Pairs = Iterable[tuple[Any, Any]]  # what the kit gives, and what it should
+Pairs = Iterable[tuple[Any, Any]]  # what the kit gives, and what it should give
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one case reached: the largest `error` where there is a tolerance, else `equal` of `total` things.
+    """What one case reached: the largest `error` if there is a tolerance, else `equal` of `total` things.
 
-    `against`: whose numbers these are; only those of the released implementation tell of parity.
+    `against`: the source of the reference numbers; only those of the released implementation show parity.
     """
 
     part: str
@@ -61,7 +61,7 @@ class Case:
         return f"{self.part}: {self.name}"
 
     def run(self, golden: Golden = GOLDEN) -> Row:
-        """Raises `ParityError` where a reference file is missing, and whatever the check raises."""
+        """Raises `ParityError` if a reference file is missing, and whatever the check raises."""
         pairs = list(self.check(golden))
         error, equal = 0.0, 0
         if self.tolerance:
@@ -77,7 +77,7 @@ class Case:
 
 
 def each(found: Iterable[Any] | Tensor, wanted: Iterable[Any] | Tensor) -> Iterator[tuple[Any, Any]]:
-    """Entry by entry, of tensors number by number; one side shorter than the other is a difference too."""
+    """Entry by entry, for tensors number by number; a difference in length counts too."""
     sides = (side.flatten().tolist() if isinstance(side, Tensor) else side for side in (found, wanted))
     return itertools.zip_longest(*sides)
 

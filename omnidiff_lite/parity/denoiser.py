@@ -1,7 +1,7 @@
-"""The denoiser and the sampler against the released ones: logits, loss, gradients, and every canvas of every step.
+"""The denoiser and the sampler against the released ones: logits, loss, gradients, and the canvas of every step.
 
 A model of hidden width 64, 2 layers and 600 ids with random weights, under the released names. Its weights are drawn
-wide, so that no decision hangs on rounding: the recorded canvases must come out exactly.
+from a wide distribution, so that no decision depends on rounding: the recorded canvases must be reproduced exactly.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from omnidiff_lite.parity.golden import GOLDEN, Golden
 
 MASK, BEGIN_OF_AUDIO = 566, 584
 ALGORITHMS = {"maskgit_plus": "confidence", "topk_margin": "margin", "entropy": "entropy", "entropy-penalty": "entropy"}
-# TIE_boa_block16 hangs on the order in which topk returns equal -inf, which is that of a CPU.
+# TIE_boa_block16 depends on the order in which topk returns equal -inf; the recording has a CPU's.
 SAMPLES = (
     "TIE_boa_block16", "block16", "block16_steps24", "boa", "boa_entpen15", "cfg2_s2i", "entpen12", "entpen15",
     "entpen15_topknone", "entropy", "entropy_steps24", "entropy_topknone", "entropy_topp09", "entropy_topp09_topknone",
@@ -33,7 +33,7 @@ SAMPLES = (
 
 
 def released_directory(directory: Path, golden: Golden = GOLDEN) -> Path:
-    """A checkpoint directory as released: config.json of model_type "Dream", one safetensors file."""
+    """A checkpoint directory in the released form: config.json of model_type "Dream", one safetensors file."""
     shutil.copy(golden.path("dream_tiny_config.json"), directory / "config.json")
     shutil.copy(golden.path("dream_tiny.safetensors"), directory / "model.safetensors")
     return directory
@@ -63,7 +63,7 @@ def full_attention(name: str, golden: Golden) -> Pairs:
 
 @torch.no_grad()
 def padded_batch(golden: Golden) -> Pairs:
-    """The three prompts at once, padded to one length; segment -1 is seen by nobody."""
+    """The three prompts at once, padded to one length; no token sees segment -1."""
     cases = [forward_case(name, golden) for name in ("infer_len1", "infer_len7", "infer_posids")]
     shape = len(cases), max(case["input_ids"].shape[1] for case in cases)
     ids, positions, segments = torch.zeros(shape).long(), torch.zeros(shape).long(), torch.full(shape, PADDING)
@@ -96,13 +96,13 @@ def packed_row(golden: Golden) -> Pairs:
 
 
 def packed_loss(golden: Golden) -> Pairs:
-    """Their loss over the labels."""
+    """The loss of those logits over the labels."""
     case = forward_case("packed", golden)
     yield masked_cross_entropy(packed_logits(golden), case["labels"]), case["loss"]
 
 
 def packed_gradients(golden: Golden) -> Pairs:
-    """Its gradients: of each listed parameter the norm, or all of it."""
+    """The gradients of that loss: for each listed parameter its norm, or all of it."""
     case, parameters = forward_case("packed", golden), dict(released_denoiser(golden).named_parameters())
     listed = [key.split(".", 1) for key in case if key.startswith("grad")]
     loss = masked_cross_entropy(packed_logits(golden), case["labels"])
@@ -112,7 +112,7 @@ def packed_gradients(golden: Golden) -> Pairs:
 
 @torch.no_grad()
 def packed_segments(golden: Golden) -> Pairs:
-    """The kit's own packing: the same for segments 1 and 2; the third one sees the tail pads as released, not here."""
+    """The kit's own packing: the same for segments 1 and 2; the third sees the tail pads in the release, not here."""
     yield own_packed_logits(golden)[:, :25], forward_case("packed", golden)["logits"][:, :25]
 
 
@@ -131,7 +131,7 @@ def speech_adapter(golden: Golden) -> Pairs:
 
 @torch.no_grad()
 def injected_speech(golden: Golden) -> Pairs:
-    """Frames of two recordings, projected into the places that the released code lists."""
+    """Frames of two recordings, projected into the positions that the released code lists."""
     case, model = forward_case("audio", golden), released_denoiser(golden)
     embeddings = model.embed(case["input_ids"]).clone()
     for n in "01":
@@ -144,7 +144,7 @@ def injected_speech(golden: Golden) -> Pairs:
 
 
 def sample_case(name: str, golden: Golden = GOLDEN) -> tuple[dict[str, Any], DecodingConfig, dict[str, Tensor]]:
-    """The released call's arguments, the same as the kit's settings, and the recorded tensors."""
+    """The released call's arguments, the kit's settings for the same, and the recorded tensors."""
     file, metadata = f"dream_sample_{name}", golden.metadata(f"dream_sample_{name}")
     call, used = (json.loads(metadata[key]) for key in ("call", "effective_generation_config"))
     recorded = golden.tensors(file)
@@ -175,7 +175,7 @@ def decoded(name: str, golden: Golden = GOLDEN) -> DecodeResult:
 
 
 def _sharper(model: Denoiser, scale: float) -> Denoiser:
-    """A copy that shares all weights but the output head, which is `scale` times as large."""
+    """A copy that shares all weights except the output head, which is `scale` times as large."""
     if scale == 1:
         return model
     copy = Denoiser(model.config)

@@ -16,11 +16,11 @@ LINE = re.compile(r"(\S+)\s+[\[(]([\d, ]*)[\])](?:\s+x(\d+).*|\s+(\w+))?")
 
 
 class ParityError(FileNotFoundError):
-    """A reference file that is not there; the message names it and the mend."""
+    """A reference file is missing; the message names it and the fix."""
 
 
 class Golden:
-    """A directory of reference files. Every reader raises `ParityError` for a file that is missing."""
+    """A directory of reference files. Every reader raises `ParityError` for a missing file."""
 
     def __init__(self, directory: str | Path = CLONE / "tests" / "golden") -> None:
         self.directory = Path(directory)
@@ -45,7 +45,7 @@ class Golden:
             return file.metadata()
 
     def listed(self, name: str) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Names of a released checkpoint -> shape, and dtype or "" where the list has none; a line
+        """Names in a released checkpoint -> shape, and dtype or "" if the list has none; a line
         `a.*.b [2, 3] x28` stands for 28 layers."""
         found = {}
         for line in self.path(f"keys/{name}.txt").read_text().splitlines():

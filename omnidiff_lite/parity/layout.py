@@ -1,4 +1,4 @@
-"""What has no weights to compare: ids, prompts, training layout, masking, packing; and all names at full size."""
+"""What can be compared without weights: ids, prompts, training layout, masking, packing; and all names at full size."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ PAD = 151643
 PARTS = {  # list of the released names: (the full-size module, prefix of its part, tensors that may be absent)
     "omni_diffusion_7b": (lambda: Denoiser(DenoiserConfig()), "", ("model.audio_model.",)),
     "magvit_v2": (lambda: ImageTokenizer(ImageTokenizerConfig()), "", ()),
-    "sensevoice_small": (lambda: SpeechEncoder(SpeechEncoderConfig()), "", ("cmvn",)),  # lies in am.mvn as released
+    "sensevoice_small": (lambda: SpeechEncoder(SpeechEncoderConfig()), "", ("cmvn",)),  # in am.mvn in the release
     "glm4voice_tokenizer": (lambda: SpeechTokenizer(SpeechTokenizerConfig()), "", ("ema_",)),  # training statistics
     "glm4voice_flow": (lambda: SpeechDecoder(SpeechDecoderConfig()), "flow.", ()),
     "glm4voice_hift": (lambda: SpeechDecoder(SpeechDecoderConfig()), "vocoder.", ())}
 
 
 def names(part: str, golden: Golden) -> Pairs:
-    """Instantiated at full size on the meta device: shapes, and no memory."""
+    """Instantiated at full size on the meta device: shapes without memory."""
     make, prefix, absent = PARTS[part]
     with torch.device("meta"):
         state = make().state_dict()
@@ -60,7 +60,7 @@ def _seen(tensor: torch.Tensor | None, dtype: str) -> tuple[tuple[int, ...] | No
 
 
 def vocabulary_ids(golden: Golden) -> Pairs:
-    """Size, first image id and every special id; of codes the name that their id has."""
+    """Size, first image id and every special id; for codes the name of their id."""
     layout, vocabulary = golden.json("vocab_layout"), Vocabulary.released()
     yield vocabulary.size, layout["after_magvit"]
     yield vocabulary.image_range.start, layout["after_update_tokenizer"]
@@ -79,7 +79,7 @@ def prompts(golden: Golden) -> Pairs:
 
 
 class _Words:
-    """The recording's toy tokenizer: words, spaces and newlines, with Qwen's ids where it had them, else 1000."""
+    """The toy tokenizer of the recording: words, spaces and newlines, with Qwen's ids where it had them, else 1000."""
 
     ids = {"\n": 198, " ": 1032, "user": 872, "assistant": 77091, "system": 8948}
 
@@ -88,8 +88,9 @@ class _Words:
 
 
 def training_layout(golden: Golden) -> Pairs:
-    """A sample of six tasks as ids and labels. Recorded ids of words, 1000 to 1996, are made up, hence all 1000 here;
-    pictures are 1,024 times code 3 when seen and 256 times code 4 when drawn; tail pads are random, and taken over."""
+    """One sample of each of six tasks as ids and labels. The recorded word ids, 1000 to 1996, are made up, hence all
+    1000 here; pictures are 1,024 times code 3 when seen and 256 times code 4 when drawn; tail pads are random, and
+    copied."""
     encoder = ChatEncoder(Vocabulary.released(), _Words())
     for recorded in golden.json("forward_process")["preprocess_layout"]["tasks"].values():
         sample, pads = recorded["sample"], recorded["unmasked_input_ids_runs"][-1][1]
@@ -111,7 +112,7 @@ def _flat(runs: list[list[int]]) -> list[int]:
 
 
 def _masked(golden: Golden, gamma: float) -> tuple[torch.Tensor, dict[str, Any]]:
-    """20,000 draws over a row of 22 ordinary labels and 8 pads, with a t for every token."""
+    """20,000 draws over a row of 22 ordinary labels and 8 pads, with t drawn per token."""
     released, generator = golden.json("forward_process"), torch.Generator().manual_seed(0)
     labels = torch.tensor(released["labels"]).expand(released["runs"], -1)
     masked = corrupt(labels, labels == PAD, sample_time(labels, "token", generator), gamma, generator)
@@ -119,7 +120,7 @@ def _masked(golden: Golden, gamma: float) -> tuple[torch.Tensor, dict[str, Any]]
 
 
 def masks_exactly(golden: Golden) -> Pairs:
-    """The released draws: one number that nobody uses, t and then u for the span of labels."""
+    """The released draws: one unused number, then t and u for the span of labels."""
     released = golden.json("forward_process")
     labels = torch.tensor(released["labels"])
     first, last = (labels >= 0).nonzero().flatten()[[0, -1]].tolist()
@@ -145,13 +146,13 @@ def mean_mask_rates(gamma: float, golden: Golden) -> Pairs:
 
 
 def mask_count_variance(gamma: float, golden: Golden) -> Pairs:
-    """5.5 with a t for every token; one t for the sequence would give 44."""
+    """5.5 with t drawn per token; t drawn per sequence would give 44."""
     masked, expected = _masked(golden, gamma)
     yield masked[:, 6:28].sum(1).float().var(), torch.tensor(expected["masked_normals_variance"])
 
 
 def never_masked(golden: Golden) -> Pairs:
-    """The positions that no draw masks are those of the release."""
+    """The positions that no draw masks are the same as in the release."""
     masked, expected = _masked(golden, 0.6)
     rates = zip(masked.float().mean(0).tolist(), expected["rate_per_position"])
     return [(rate == 0, wanted == 0) for rate, wanted in rates]
@@ -161,7 +162,7 @@ def never_masked(golden: Golden) -> Pairs:
 
 
 def packing(golden: Golden) -> Pairs:
-    """A buffer for each source, sent off when the next sample does not fit; too long ones dropped."""
+    """One buffer per source, emitted when the next sample does not fit; samples that are too long are dropped."""
     recorded = golden.json("packing")
     rows = list(pack_released(_samples(recorded), recorded["max_length"], PAD))
     yield len(rows), len(recorded["emitted"])
@@ -171,7 +172,7 @@ def packing(golden: Golden) -> Pairs:
 
 
 def _samples(recorded: dict[str, Any]) -> list[tuple[int, EncodedSample]]:
-    """Ids 1..n, the first half of them prompt."""
+    """Ids 1..n, the first half of them the prompt."""
     found = []
     for source, length in recorded["samples_source_and_length"]:
         ids = np.arange(1, length + 1, dtype=np.int32)

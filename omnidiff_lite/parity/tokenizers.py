@@ -1,4 +1,4 @@
-"""The tokenizers against the released ones, at tiny sizes: pictures, speech heard, speech said."""
+"""The tokenizers against the released ones, at tiny sizes: pictures, speech input, speech output."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def encoded(name: str, what: str, golden: Golden) -> Pairs:
 
 
 def encoded_lengths(golden: Golden) -> Pairs:
-    """How many rows `forward` says are valid."""
+    """How many rows `forward` reports as valid."""
     case = golden.tensors("sensevoice_tiny", "short.")
     for name in ("f32", "bf16"):
         yield from each(case["feature_lengths"] + len(QUERIES), case[f"{name}.encoder_lengths"])
@@ -144,7 +144,7 @@ def _adapter(golden: Golden, dtype: torch.dtype) -> SpeechAdapter:
 
 @torch.no_grad()
 def speech_tokens(name: str, what: str, golden: Golden) -> Pairs:
-    """ "one": 72 frames; "batch": two of at most 96, which is no multiple of the block of 8 tokens after pooling."""
+    """ "one": 72 frames; "batch": two of at most 96, which is not a multiple of the block of 8 tokens after pooling."""
     case, tokenizer = golden.tensors("glmtok_tiny", f"{name}."), SpeechTokenizer(GLM_TOKENIZER).eval()
     strict_load(tokenizer, golden.tensors("glmtok_tiny", "weights."))
     features, mask = case["input_features"], case["attention_mask"]
@@ -171,7 +171,7 @@ def flow_decoder(golden: Golden = GOLDEN) -> Flow:
 
 
 def flow_conditions(golden: Golden) -> Pairs:
-    """What steers the flow: encoded tokens, mu and the speaker."""
+    """What conditions the flow: encoded tokens, mu and the speaker."""
     case, flow = golden.tensors("glmdec_tiny", "flow."), flow_decoder(golden)
     yield flow.encoder(flow.input_embedding(case["token"])), case["encoder_out"]
     yield flow.mu(case["token"], frame_count(case["token"].shape[1])), case["mu"]
@@ -194,7 +194,7 @@ def flow_mel(golden: Golden) -> Pairs:
 
 def flow_prompted(golden: Golden) -> Pairs:
     """No prompted mel was recorded. This one is integrated by hand from the released mu and speaker with the estimator
-    that the row above checks: the first 60 frames known, both sides of the guidance run apart."""
+    that the row above checks: the first 60 frames known, both sides of the guidance run separately."""
     case, flow = golden.tensors("glmdec_tiny", "flow."), flow_decoder(golden)
     prompt, x, nothing = case["mel_10"][..., :60], case["noise"], torch.zeros_like(case["mu"])
     known = torch.cat((prompt, nothing[..., 60:]), -1)
@@ -228,7 +228,7 @@ def voicing(golden: Golden) -> Pairs:
 
 
 def wave(golden: Golden) -> Pairs:
-    """The released source of the excitation is random, and therefore given."""
+    """The released excitation source is random, and therefore given."""
     case = golden.tensors("glmdec_tiny", "hift.")
     yield vocoder(golden).synthesize(case["mel"], case["source"]), case["wav"]
 

@@ -1,4 +1,4 @@
-"""What a preset costs before anything is bought: parameters, memory of a GPU, FLOPs, days, disk (`omnidiff plan`).
+"""What a preset costs before anything is bought: parameters, GPU memory, FLOPs, days, disk (`omnidiff plan`).
 
     plan = make_plan(load_preset("full"), gpus=8, gpu_memory=80)
     plan.memory          # a pandas table; also .parts, .stages, .disk, .assumptions
@@ -43,7 +43,7 @@ class Plan:
     flops_per_second: float  # of all GPUs, at the stated utilisation
     row_length: int
     parts: pd.DataFrame
-    memory: pd.DataFrame  # GiB; one row a strategy, with and without recomputation
+    memory: pd.DataFrame  # GiB; one row per strategy, with and without recomputation
     stages: pd.DataFrame
     disk: pd.DataFrame  # GB, by task
     assumptions: pd.DataFrame
@@ -69,7 +69,7 @@ def make_plan(preset: Preset, gpus: int = 8, gpu_memory: float = 80, mfu: float 
     """Plan a preset's training on `gpus` GPUs of `gpu_memory` GiB.
 
     `gpu_tflops`: peak of one GPU in dense bfloat16 (an H100 SXM: 990). `mfu`: model FLOPs utilisation, 0..1.
-    Raises `PlanError` for what cannot be.
+    Raises `PlanError` for impossible values.
     """
     for name, value in (("--gpus", gpus), ("--gpu-memory", gpu_memory), ("--gpu-tflops", gpu_tflops)):
         if not value > 0 or math.isinf(value):
@@ -122,7 +122,7 @@ def _disk_table(preset: Preset, counted: list[Part]) -> pd.DataFrame:
                                                    for key in ("raw", "encoded")}} for source in TABLE_4])
     table = table.groupby("what", sort=False, as_index=False).sum()
     trained = sum(part.parameters for part in counted if part.trained)
-    # Weights and two moments in float32; while one is written, `KEEP` older ones are there.
+    # Weights and two moments in float32; while one checkpoint is written, `KEEP` older ones still exist.
     table.loc[len(table)] = [f"checkpoints, {KEEP} and one being written", 0.0, (KEEP + 1) * 12 * trained / 1e9]
     table.loc[len(table)] = ["all", table["raw"].sum(), table["encoded"].sum()]
     return table.rename(columns={"encoded": "written by the kit"})

@@ -3,10 +3,10 @@
     records = bench(load_preset("cpu"), Artifacts.of("cpu"))      # table `bench`
     print(bench_report(records))
 
-Rows `exact/<ids>/<masks>/<device>`: the same canvases in less time, at three sizes of vocabulary; rows
-`profile/<ids>/<masks>/<device>/<decoder>`: per cent of that time by part of the network. Rows
+Rows `exact/<ids>/<masks>/<device>`: the same canvases in less time, at three vocabulary sizes; rows
+`profile/<ids>/<masks>/<device>/<decoder>`: percent of that time by part of the network. Rows
 `fast/<task>/<batch>/<device>/<way>`: the finished checkpoint, the same requests decoded in several ways in turn.
-Seconds of any size with random weights, beside the paper's, are `plan.timing`.
+For seconds at any size with random weights, beside the paper's, see `plan.timing`.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ from omnidiff_lite.world.dataset import samples
 TABLE = "bench"
 IDS, MASKS = (2048, 25_000, 176_264), (64, 128, 256)
 EXACT_STEPS = 2
-ITEMS = {1: 6, 8: 16}  # batch size -> answers of each way; more of them make quality surer
+ITEMS = {1: 6, 8: 16}  # batch size -> answers per way; more of them narrow the quality intervals
 
 
 def bench(preset: Preset, artifacts: Artifacts, device: str | torch.device = "cpu", *,
           tasks: Sequence[str] = ("t2i", "tts"), items: Mapping[int, int] = ITEMS, ids: Sequence[int] = IDS,
           masks: Sequence[int] = MASKS, repeats: int = 3, dtype: str = "auto", seed: int = 0) -> list[Record]:
-    """All rows. `items`: batch size -> number of answers; `ids` and `masks`: sizes of the rows `exact`, each decoded
+    """All rows. `items`: batch size -> number of answers; `ids` and `masks`: sizes of the `exact` rows, each decoded
     `repeats` times; `dtype`: of the checkpoint's denoiser (see `finished_system`).
 
-    Values are medians with bootstrap intervals: over repeats, or over batches. Raises `PlanError` for a device that is
-    not there, `MissingArtifact` naming the notebook to run first. Without the twin its rows are left out.
+    Values are medians with bootstrap intervals, over repeats or over batches. Raises `PlanError` for a device that does
+    not exist, `MissingArtifact` naming the notebook to run first. Without the twin, its rows are left out.
     """
     started, device = time.time(), device_of(device)
     model, judges = finished_system(preset, artifacts, device, dtype)
@@ -69,16 +69,17 @@ def bench(preset: Preset, artifacts: Artifacts, device: str | torch.device = "cp
             records += fast_records(found, f"fast/{task}/{batch}/{device.type}", model, rates)
     return with_provenance(records, provenance(
         preset, seed, started, on=device.type, device=device_name(device),
-        dtype=str(model.denoiser.dtype).removeprefix("torch."), checkpoint=model.settings.provenance, exact=f"random weights, {asdict(SMALL)}, {EXACT_STEPS} steps"))
+        dtype=str(model.denoiser.dtype).removeprefix("torch."), checkpoint=model.settings.provenance,
+        exact=f"random weights, {asdict(SMALL)}, {EXACT_STEPS} steps"))
 
 
 def bench_file(device: str | torch.device) -> str:
-    """The name of the file of records: each kind of device has its own."""
+    """The name of the records file: each kind of device has its own."""
     return "bench.json" if torch.device(device).type == "cpu" else f"bench_{torch.device(device).type}.json"
 
 
 def bench_ways(task: str, model: OmniDiffusion, twin: OmniDiffusion | None, preset: Preset) -> dict[str, Way]:
-    """What a task's requests are decoded in: `plain` and `exact` take all of the task's own steps."""
+    """The ways a task's requests are decoded: `plain` and `exact` take all of the task's own steps."""
     few, name = {"steps": preset.evaluation.steps[1]}, f"{preset.evaluation.steps[1]} steps"
     if task == "tts":
         few, name = {"steps": preset.evaluation.ratios[-1]}, f"{preset.evaluation.ratios[-1]:g}L steps"
@@ -96,8 +97,8 @@ def bench_ways(task: str, model: OmniDiffusion, twin: OmniDiffusion | None, pres
 def exact_records(ids: int, masks: int, device: torch.device, repeats: int, seed: int = 0) -> list[Record]:
     """One row: `masks` masks over `ids` ids, random weights.
 
-    A denoiser as small as the `cpu` preset's, whatever the vocabulary, and `EXACT_STEPS` steps, so that 176 k ids fit
-    the time: what the vocabulary costs weighs most here. A larger denoiser would bring the two decoders closer.
+    A denoiser as small as the `cpu` preset's, whatever the vocabulary, and `EXACT_STEPS` steps, so that 176 k ids take
+    bearable time: the cost of the vocabulary weighs most here. A larger denoiser would bring the two decoders closer.
     """
     found = exact_speed(ids, masks, device, steps=EXACT_STEPS, repeats=repeats)
     pairs = list(zip(found.plain, found.fast, strict=True))
@@ -110,8 +111,8 @@ def exact_records(ids: int, masks: int, device: torch.device, repeats: int, seed
 
 
 def fast_records(found: Compared, prefix: str, model: OmniDiffusion, rates: Rates) -> list[Record]:
-    """A row a way. `identical`: percent of the answers that are the plain decoder's, token for token. The plain one
-    decodes a batch one after the other, so its `forward_passes` add up."""
+    """One row per way. `identical`: percent of the answers that equal the plain decoder's, token for token. The plain
+    decoder takes a batch one sequence at a time, so its `forward_passes` add up."""
     records = []
     for way in found.items:
         same = [np.array_equal(a.ids, b.ids) for a, b in zip(found.answers[way], found.answers["plain"])]
@@ -126,7 +127,7 @@ def fast_records(found: Compared, prefix: str, model: OmniDiffusion, rates: Rate
 
 
 def _floor(found: Compared, model: OmniDiffusion, rates: Rates) -> dict[str, Estimate]:
-    """The least seconds an answer takes without a cache in as many passes as `exact`: weights read once a pass for the
+    """The least seconds per answer without a cache, in as many passes as `exact`: weights read once per pass for the
     whole batch, multiplications for each answer in its own passes (means over answers). The prompt is left out."""
     vocabulary, denoiser, answers = model.tokenizers.vocabulary, model.denoiser, found.answers["exact"]
     ids = vocabulary.image_range if found.task in ("t2i", "s2i") else vocabulary.speech_range
@@ -152,14 +153,14 @@ SHOWN |= {part: (f"{part} %", 0, False) for part in (*PARTS, REST)}
 
 
 def bench_report(records: Sequence[Record]) -> str:
-    """The rows of each kind as a table of text."""
+    """The rows of each kind as a text table."""
     kinds = ("exact", "profile", "fast")
     return "\n\n".join(table.to_string() for table in (bench_table(records, kind) for kind in kinds) if len(table))
 
 
 def bench_table(records: Sequence[Record], kind: str) -> pd.DataFrame:
-    """`kind` "exact", "profile" or "fast": a row a setting, in cells of text; seconds are an answer's. Quality is the task's own
-    (pictures all right, or words wrong), with its interval and n; the other intervals are in the records."""
+    """`kind` "exact", "profile" or "fast": one row per setting, in text cells; seconds are per answer. Quality is the
+    task's own (all-right pictures, or word errors), with its interval and n; other intervals are in the records."""
     rows: dict[str, dict[str, str]] = {}
     for record in records:
         if record.table == TABLE and record.row.startswith(f"{kind}/") and record.column in SHOWN:
@@ -171,9 +172,9 @@ def bench_table(records: Sequence[Record], kind: str) -> pd.DataFrame:
 
 
 def fastest_without_loss(records: Sequence[Record], bar: float = 5.0, fewest: int = 10) -> pd.DataFrame:
-    """For each task and batch the fastest way of the model's own whose change of quality from the plain decoder is not
-    shown to be for the worse (its interval reaches 0): times as fast and change, with intervals, n; and whether that is
-    `bar` times, to the lower end. Of fewer than `fewest` items, which hardly ever show a loss, nothing is said."""
+    """For each task and batch, the model's fastest way whose quality is not shown to be worse than the plain decoder's
+    (the interval of its change reaches 0): times as fast and change, with intervals, n; and whether the lower end of
+    the speedup reaches `bar`. Under `fewest` items, which hardly ever show a loss, it says "too few items"."""
     cells: dict[str, dict[str, Record]] = {}
     for record in records:
         if record.row.startswith("fast/"):

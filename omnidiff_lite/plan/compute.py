@@ -14,7 +14,7 @@ from omnidiff_lite.training.trainer import stage_config
 
 @dataclass(frozen=True)
 class Flops:
-    """Of one forward pass over a micro batch; a multiplication and an addition are two."""
+    """FLOPs of one forward pass over a micro batch; a multiplication and an addition count as two."""
 
     layers: float  # matrices of the layers
     attention: float  # scores and their sum over the values
@@ -33,7 +33,7 @@ class Flops:
 
     @property
     def recomputing(self) -> float:
-        """The same with activations recomputed: the layers' forward pass once more, but for the last matrix of each,
+        """The same with activations recomputed: the layers' forward pass once more, except for the last matrix of each,
         whose output no gradient needs (torch's checkpointing stops early)."""
         return self.training + self.layers + self.attention - self.down
 
@@ -42,11 +42,11 @@ def flops(config: DenoiserConfig, rows: float, length: int, scored: float, frame
           ids: int | None = None) -> Flops:
     """A forward pass over `rows` packed rows of `length` tokens, with `scored` positions and speech `frames` in all.
 
-    `ids`: how many the head projects on; None: all V of the vocabulary.
+    `ids`: how many the head projects onto; None: all V of the vocabulary.
 
     2 T n (2 H A + 2 H K + 3 H F) for the matrices of n layers, 4 T L n A for attention over whole rows (every position
-    meets every other, and the kernels compute what the packing mask then hides), 2 M H V for the head at the M scored
-    positions alone, 2 N (D H + H^2) for N frames. The usual count of dense transformers (Kaplan et al. 2020, arXiv
+    meets every other, and the kernels compute what the packing mask then hides), 2 M H V for the head at only the M
+    scored positions, 2 N (D H + H^2) for N frames. The usual count of dense transformers (Kaplan et al. 2020, arXiv
     2001.08361, table 1; PaLM, arXiv 2204.02311, appendix B), with the head apart, at 176,264 ids a tenth of it.
     Norms, activations, softmax and the loss are left out: below one percent.
     """
@@ -61,7 +61,7 @@ def flops(config: DenoiserConfig, rows: float, length: int, scored: float, frame
 
 @dataclass(frozen=True)
 class Work:
-    """So much training: `days` at the stated utilisation of the stated GPUs."""
+    """An amount of training: `days` at the stated utilisation of the stated GPUs."""
 
     samples: float
     tokens: float  # of samples, padding of the rows not counted
@@ -98,7 +98,7 @@ def stage_work(preset: Preset, stage: int, flops_per_second: float) -> StageWork
 
 
 def _planned(preset: Preset, stage: int, flops_per_second: float) -> Work:
-    """The preset's steps, with mean samples of each task in the shares of its mix."""
+    """The preset's steps, with mean samples of each task in the proportions of its mix."""
     config, length = stage_config(preset, stage), preset.training.length
     means = {task: task_tokens(task, preset) for task in config.mix}
     mean = sum((means[task] * share for task, share in config.mix.items()), Tokens()) * (1 / sum(config.mix.values()))
@@ -116,12 +116,13 @@ def _work(preset: Preset, tokens: Tokens, samples: float, rows: float, rows_per_
 
 
 def scored_tokens(tokens: Tokens, preset: Preset) -> float:
-    """How many are masked and scored: answers at the mean time, tail pads gamma times as often (section 3.3)."""
+    """How many tokens are masked and scored: answers at the mean time, tail pads gamma times as often (section 3.3)."""
     return ASSUMED["mean_time"] * (tokens.answer + preset.training.gamma * tokens.pads)
 
 
 def most_scored(preset: Preset) -> int:
-    """The most positions of a row that may be scored: all answers masked, in a row of the task that answers most."""
+    """The most positions of a row that can be scored: all answers masked, in a row of the task with the longest
+    answers."""
     tasks = {task for stage in (1, 2, 3) for task in stage_config(preset, stage).mix}
     means = [task_tokens(task, preset) for task in tasks]
     return round(preset.training.length * max((mean.answer + mean.pads) / mean.total for mean in means))

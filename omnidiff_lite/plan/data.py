@@ -1,7 +1,7 @@
 """The paper's training data (table 4 of arXiv v1, appendix A) in tokens and bytes.
 
-The paper gives samples or hours, and the stages; it gives no lengths, no image sizes and no mixing ratios. What is
-missing stands in `ASSUMPTIONS`, each with its reason, so that a plan can be read for what it is.
+The paper gives samples or hours, and the stages, but no lengths, no image sizes and no mixing ratios. `ASSUMPTIONS`
+holds what is missing, each with its reason, so that a plan can be read for what it is.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ ASSUMED = {name: value for name, (value, _, _) in ASSUMPTIONS.items()}
 
 @dataclass(frozen=True)
 class Tokens:
-    """Of one sample, or of many: positions of the packed rows, and media seconds behind them."""
+    """Tokens of one sample, or of many: positions of the packed rows, and the media seconds behind them."""
 
     prompt: float = 0.0  # chat markers and written prompt
     seen: float = 0.0  # image codes and markers in a user turn
@@ -104,7 +104,7 @@ class Tokens:
 def sample_tokens(task: str, preset: Preset, clip_seconds: float = 0.0) -> Tokens:
     """A mean sample of `task`. `clip_seconds`: of the recording in ASR and TTS; elsewhere assumed.
 
-    A user's picture has (understanding_size / factor)^2 codes (1,024 as released), a drawn one
+    A user's picture has (understanding_size / factor)^2 codes (1,024 in the release), a drawn one
     (generation_size / factor)^2 (256); both stand between two markers (dataset_qwen2.py:748-777).
     """
     form, a, image = TASKS[task], ASSUMED, preset.image_tokenizer
@@ -128,7 +128,7 @@ def sample_tokens(task: str, preset: Preset, clip_seconds: float = 0.0) -> Token
 
 
 def sources(stage: int | None = None) -> list[Source]:
-    """Rows of table 4 that a stage trains on; all of them without one."""
+    """Rows of table 4 that a stage trains on; all rows if no stage is given."""
     return [source for source in TABLE_4 if stage is None or stage in source.stages]
 
 
@@ -146,7 +146,7 @@ def task_tokens(task: str, preset: Preset) -> Tokens:
 def packing_efficiency(lengths: Sequence[float], shares: Sequence[float], capacity: int, seed: int = 0) -> float:
     """Share of row positions that hold samples, when `WINDOW` draws are packed as training packs them, 0..1.
 
-    Three captions of 1,070 tokens just miss a row of 3,072, so two of them leave a third of it to shorter samples.
+    Three captions of 1,070 tokens just miss fitting a row of 3,072, so two leave a third of it to shorter samples.
     Samples over `capacity` count as one full row each.
     """
     weights = np.asarray(shares, float) / np.sum(shares)
@@ -156,7 +156,7 @@ def packing_efficiency(lengths: Sequence[float], shares: Sequence[float], capaci
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes on disk: the media and texts of one row of the table, and what `omnidiff tokenize` makes of them."""
+    """Bytes on disk: the media and texts of one row of the table, and the output of `omnidiff tokenize` for them."""
 
     name: str
     raw: float
@@ -164,9 +164,9 @@ class Disk:
 
 
 def disk(preset: Preset, source: Source) -> Disk:
-    """`encoded`: ids and labels int32, 8 bytes a token, and float16 speech frames (data/encode.py); no media.
+    """`encoded`: ids and labels int32, 8 bytes per token, and float16 speech frames (data/encode.py); no media.
 
-    `raw` takes every answer for text, codes too: they are a hundredth of their picture's bytes.
+    `raw` counts every answer as text, codes too: they are a hundredth of their picture's bytes.
     """
     tokens = total_tokens([source], preset)
     text = (tokens.prompt + tokens.answer) * ASSUMED["text_bytes"]
@@ -176,6 +176,6 @@ def disk(preset: Preset, source: Source) -> Disk:
 
 
 def assumptions() -> pd.DataFrame:
-    """What the paper does not say and the plan had to suppose."""
+    """What the paper does not say and the plan has to assume."""
     return pd.DataFrame([{"assumed": name, "value": f"{value:g} {unit}".strip(), "for": why}
                          for name, (value, unit, why) in ASSUMPTIONS.items()])

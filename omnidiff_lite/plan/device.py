@@ -1,4 +1,4 @@
-"""What a device can do at most, measured: bytes moved and multiplications a second."""
+"""The most a device can do, measured: bytes moved and multiplications per second."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from omnidiff_lite.plan.parts import PlanError
 
 
 def device_of(name: str | torch.device, needed: int = 0) -> torch.device:
-    """The device; `PlanError` where it does not exist or has fewer than `needed` bytes free."""
+    """The device; `PlanError` if it does not exist or has fewer than `needed` bytes free."""
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -36,30 +36,30 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """Of a GPU its model; of the CPU how many threads torch uses."""
+    """For a GPU its model; for the CPU how many threads torch uses."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, threads: {torch.get_num_threads()}"
 
 
 @dataclass(frozen=True)
 class Rates:
-    """The most that was reached: `bandwidth` in bytes a second, `matmul` in FLOP a second."""
+    """The highest rates reached: `bandwidth` in bytes per second, `matmul` in FLOP per second."""
 
     bandwidth: Estimate
     matmul: Estimate
 
 
 def seconds_at(amount: float, rate: Estimate) -> Estimate:
-    """Seconds that `amount` takes at a measured rate; the interval is the rate's, turned round."""
+    """Seconds that `amount` takes at a measured rate; the interval is the rate's, inverted."""
     return Estimate(amount / rate.value, amount / rate.high, amount / rate.low, rate.n)
 
 
 @torch.no_grad()
 def measure_rates(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> Rates:
-    """`bandwidth`: of one large copy, read and written bytes together; `matmul`: of one large square product, on a CPU
+    """`bandwidth`: of one large copy, counting bytes read and written; `matmul`: of one large square product, on a CPU
     in `dtype` or in float32, whichever is faster: without instructions for bfloat16, one that large takes longest.
 
-    Each repeat does the work several times, so that starting it counts for nothing. Both are what a program reaches,
-    a few percent below the data sheet.
+    Each repeat does the work several times, so that launching it does not count. Both are rates that a program
+    reaches, a few percent below the data sheet.
     """
     large = device.type == "cuda"
     count, side, times = (2**30, 8192, 20) if large else (2**26, 1024, 1)
@@ -79,6 +79,7 @@ def measure_rates(device: torch.device, dtype: torch.dtype, repeats: int = 5) ->
         work()  # to warm up
         return median_interval([amount / s for s in seconds_of(work, device, repeats)])
 
-    squares = [torch.randn(side, side, device=device).to(kind) for kind in ([dtype] if large else [dtype, torch.float32])]
+    squares = [torch.randn(side, side, device=device).to(kind)
+               for kind in ([dtype] if large else [dtype, torch.float32])]
     products = [rate(partial(multiply, left, torch.empty_like(left)), 2 * side**3 * times) for left in squares]
     return Rates(rate(copy, moved), max(products, key=lambda product: product.value))

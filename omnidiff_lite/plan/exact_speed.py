@@ -1,4 +1,4 @@
-"""The fast decoder against the plain one, in one run: how much sooner the same answer comes.
+"""The fast decoder against the plain one, in one run: how much faster it gives the same answer.
 
     exact_speed(176264, 256)        # ratio: how many times as fast
 """
@@ -26,7 +26,7 @@ SHARES = {"speech": 16384 / 176264, "image": 8192 / 176264}  # of the released v
 
 @dataclass
 class ExactSpeed:
-    """Seconds of each repeat of one answer, and whether all `same` canvases came out."""
+    """Seconds of each repeat of one answer, and whether all canvases came out the `same`."""
 
     plain: list[float]
     fast: list[float]
@@ -34,7 +34,7 @@ class ExactSpeed:
 
     @property
     def ratio(self) -> float:
-        """How many times as fast: of the medians."""
+        """How many times as fast, by the medians."""
         return median(self.plain) / median(self.fast)
 
 
@@ -43,8 +43,8 @@ def exact_speed(ids: int, masks: int, device: str | torch.device = "cpu", steps:
     """A picture of `masks` tokens from random weights of `size` over about `ids` ids, in `steps` steps (None: all).
 
     Settings are the paper's (temperature, top-p, repetition and position penalty). `limited`: the canvas says which ids
-    a picture can hold, a 21st of all as released; else any may come. Both decoders take turns, so that a machine that
-    is slow for a while is slow for both; a first turn of each is not counted.
+    a picture can hold, a 21st of all in the release; else any id may occur. Both decoders take turns, so that a slow
+    phase of the machine is slow for both; the first turn of each is not counted.
     """
     model = random_denoiser(ids, size, seed).to(device)
     prompt, canvas, config = picture_request(ids, masks, steps, seed)
@@ -76,7 +76,7 @@ def vocabulary(ids: int) -> Vocabulary:
 
 
 def random_denoiser(ids: int, size: DenoiserSize = SMALL, seed: int = 0) -> Denoiser:
-    """Random weights, drawn wide so that no decision hangs on rounding."""
+    """Random weights, drawn from a wide distribution so that no decision depends on rounding."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = DenoiserConfig.from_size(size, vocabulary(ids), speech_dim=8, initializer_range=0.1)

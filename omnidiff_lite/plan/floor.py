@@ -1,4 +1,4 @@
-"""The least that decoding must do: bytes of weights read and multiplications, from the sizes and the schedule alone."""
+"""The least work decoding must do: weight bytes read and multiplications, from the sizes and the schedule alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omnidiff_lite.plan.parts import denoiser_parameters
 
 @dataclass(frozen=True)
 class DecodingWork:
-    """Of one answer. Divided by a device's rates: seconds that no implementation without a cache can undercut."""
+    """The work of one answer. Divided by a device's rates: seconds that no cacheless implementation can undercut."""
 
     bytes: float
     flops: float
@@ -22,11 +22,11 @@ def decoding_work(config: DenoiserConfig, prompt: int, length: int, steps: int, 
                   number_bytes: int = 2, allowed: int | None = None) -> DecodingWork:
     """An answer of `length` masks after `prompt` tokens in `steps` steps, one sequence at a time.
 
-    Each step reads every weight once but the embedding, of which it needs single rows, and the speech adapter; passes
-    prompt and answer through the layers; and projects the positions still masked on the `allowed` ids (how many; None:
-    on all), whose rows of the head it needs. With guidance the
-    `unconditional` prompt and the answer pass through too, in the same reading of the weights. Left out: activations,
-    logits, filters and sampling. `number_bytes`: of a weight.
+    Each step reads every weight once, except the speech adapter and the embedding, of which it needs single rows;
+    passes prompt and answer through the layers; and projects the positions still masked onto the `allowed` ids (how
+    many; None: all), for which it needs their rows of the head. With guidance the `unconditional` prompt and the answer
+    pass through too, in the same reading of the weights. Left out: activations, logits, filters and sampling.
+    `number_bytes`: per weight.
     """
     count = denoiser_parameters(config)
     table = config.vocab_size * config.hidden_size

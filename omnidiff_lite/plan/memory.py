@@ -1,6 +1,6 @@
 """Memory of one GPU in training: weights, gradients, optimizer, activations, under three ways to share them.
 
-Counted from what autograd keeps for the kit's own `AnswerLoss`, tensor by tensor; the tests measure the same.
+Counted tensor by tensor from what autograd keeps for the kit's own `AnswerLoss`; the tests measure the same.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Widths:
 
 
 # Autocast casts the input of each linear layer anew (3 for q, k, v; 2 for gate, up) and leaves the stream in float32;
-# weights that are bfloat16 themselves (FSDP2's policy, the released script's DeepSpeed) make the stream bfloat16 and share one input.
+# weights that are bfloat16 themselves (FSDP2's policy, the released script's DeepSpeed) make the stream bfloat16 and
+# share one input.
 NUMBERS: dict[Numbers, Widths] = {
     "fp32": Widths(4, 4, 4, 4), "autocast": Widths(2, 4, 3 * 2, 2 * 2), "bf16": Widths(2, 2, 2, 2)}
 
@@ -45,13 +46,13 @@ class Activations:
 
 def activations(config: DenoiserConfig, rows: int, length: int, scored: int, numbers: Numbers = "bf16",
                 recompute: bool = False) -> Activations:
-    """Of `rows` packed rows of `length` tokens, `scored` positions in all.
+    """Activations of `rows` packed rows of `length` tokens, with `scored` positions in all.
 
     With T = rows x length tokens, widths H, A (queries; keys and values are repeated to A, as the kernels want them
-    with a mask) and F, w bytes a number:
+    with a mask) and F, w bytes per number:
 
     - a norm keeps its input and a reciprocal root in float32, the normalised stream, and the inputs of what follows;
-    - attention keeps q, k, v, its output: 4 T A w; a logarithm a head and token; the mask as numbers, T x length x w;
+    - attention keeps q, k, v, its output: 4 T A w; a log per head and token; the mask as numbers, T x length x w;
     - the feed-forward keeps gate, its SiLU, up and their product: 4 T F w;
     - the head keeps its input and the log-probabilities, M V in float32, for M scored positions;
     - with recomputation, only each layer's input, and one layer anew during the backward pass.
@@ -74,8 +75,8 @@ def activations(config: DenoiserConfig, rows: int, length: int, scored: int, num
     head_copy = min(copies, 2 * config.vocab_size * hidden)
     kept = head_copy if recompute else copies
     saved = stack + kept + scored * hidden * w.work + 4 * logits
-    # --- Candidates for the peak, beside the stack and the copies -----------------------------------------------------
-    gradient = w.work + (4 if numbers == "autocast" else 0)  # bytes a weight: autocast's bfloat16, and its float32 cast
+    # --- Candidates for the peak, besides the stack and the copies ----------------------------------------------------
+    gradient = w.work + (4 if numbers == "autocast" else 0)  # bytes per weight: bfloat16 of autocast, its float32 cast
     after_forward = copies + scored * hidden * w.work + w.work * logits - kept
     at_loss = scored * hidden * w.work + 3 * 4 * logits
     at_head = max(scored * hidden * w.work + w.work * logits + config.vocab_size * hidden * w.work,
@@ -92,7 +93,7 @@ class Memory:
 
     strategy: Strategy
     recompute: bool
-    rows: int  # the micro batch: packed rows a forward pass
+    rows: int  # the micro batch: packed rows per forward pass
     weights: int
     gradients: int
     optimizer: int
@@ -108,15 +109,16 @@ def memory(config: DenoiserConfig, strategy: Strategy, gpus: int, rows: int, len
            recompute: bool = False) -> Memory:
     """What one of `gpus` holds. `scored`: positions of one row.
 
-    AdamW in mixed precision keeps 16 bytes a parameter or more (Rajbhandari et al. 2020, arXiv 1910.02054, section 3):
+    AdamW in mixed precision keeps at least 16 bytes per parameter (Rajbhandari et al. 2020, arXiv 1910.02054, section
+    3):
 
     - ddp, as the kit trains: weights, gradients and moments in float32, 4 + 4 + 8, autocast's bfloat16 copies among the
-      activations, and beyond one GPU DDP's buckets, another gradient's size (`gradient_as_bucket_view=False`);
+      activations, and beyond one GPU DDP's buckets, as large as the gradients (`gradient_as_bucket_view=False`);
     - fsdp2 in bfloat16, as the kit sets it up: the same 16 bytes over N GPUs; working: the ends of the network and two
-      layers (one prefetched) gathered in bfloat16, and their gradients in bfloat16 and, to be averaged, in float32;
-    - zero2 is fsdp2 that keeps what it gathered until the backward pass is over: whole bfloat16 weights, 2, beside the
-      same 16 over N. DeepSpeed's ZeRO-2, with which the released script trains, shares alike; as
-      the kit sets it up (configs/deepspeed.yaml) its weights are float32, and 4 bytes a parameter come to the 2.
+      layers (one prefetched) gathered in bfloat16, and their gradients in bfloat16 and, for averaging, in float32;
+    - zero2 is fsdp2 that keeps what it gathered until the backward pass is over: whole bfloat16 weights, 2, besides the
+      same 16 over N. DeepSpeed's ZeRO-2, with which the released script trains, shares in the same way; as the kit sets
+      it up (configs/deepspeed.yaml) its weights are float32, which adds 4 bytes per parameter to the 2.
     """
     count = denoiser_parameters(config)
     whole, passing = count.total, count.ends + 2 * count.layer
@@ -131,16 +133,16 @@ def memory(config: DenoiserConfig, strategy: Strategy, gpus: int, rows: int, len
 
 
 def usable(gpu_memory: float) -> int:
-    """Bytes that tensors may take of a GPU of `gpu_memory` GiB."""
+    """Bytes that tensors may use on a GPU of `gpu_memory` GiB."""
     return max(0, int(gpu_memory * GIB * (1 - FRAGMENTS)) - RESERVED)
 
 
 def largest_micro_batch(config: DenoiserConfig, strategy: Strategy, gpus: int, gpu_memory: float, rows_per_step: int,
                         length: int, scored: int, recompute: bool = False) -> Memory | None:
-    """The plan with the most rows a forward pass that fits `gpu_memory` GiB; None where not even one row does.
+    """The plan with the most rows per forward pass that fits `gpu_memory` GiB; None if not even one row does.
 
-    Only divisors of a GPU's share of the `rows_per_step` are tried, so that micro batches are alike. Raises `PlanError`
-    where the rows do not divide among the GPUs.
+    Only divisors of a GPU's share of the `rows_per_step` are tried, so that micro batches are equal. Raises `PlanError`
+    if the rows do not divide among the GPUs.
     """
     if rows_per_step % gpus:
         raise PlanError(f"{rows_per_step} rows a step do not divide among {gpus} GPUs; change --gpus or the stages' "

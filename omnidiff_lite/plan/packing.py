@@ -1,7 +1,7 @@
 """How full the rows of a stage are, packed by the stream that training uses, from the lengths of table 4's samples.
 
-Three pictures of a user turn are 3,078 tokens and so never share a row of the paper's 3,072: where they make up most of
-a stage, no packing fills its rows. What any packing could reach at most is therefore computed beside.
+Three pictures of a user turn are 3,078 tokens and so never share one of the paper's rows of 3,072: where they make up
+most of a stage, no packing fills its rows. So an upper bound over all packings is computed as well.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from omnidiff_lite.data.packing import PackedStream, PackingError
 from omnidiff_lite.plan.data import sample_tokens, sources
 from omnidiff_lite.training.trainer import stage_config
 
-SAMPLES = 4096  # of each task, its sources in the shares of table 4
+SAMPLES = 4096  # of each task, its sources in the proportions of table 4
 WINDOWS = 4  # packed
 
 
@@ -32,7 +32,7 @@ class Filled:
 
 
 class _Lengths:
-    """Samples of which nothing but the length is known (a `Samples`)."""
+    """Samples of which only the length is known (a `Samples`)."""
 
     def __init__(self, lengths: np.ndarray) -> None:
         self.lengths = lengths
@@ -65,8 +65,8 @@ def filled_rows(preset: Preset, stage: int, length: int | None = None, seed: int
 
 
 def filled_text(preset: Preset) -> str:
-    """How full the rows of each stage's own mix are, as text; without a figure where a row does not hold every sample
-    of table 4."""
+    """How full the rows of each stage's own mix are, as text; without a number if a row does not hold every sample of
+    table 4."""
     length = preset.training.length
     try:
         with warnings.catch_warnings():
@@ -85,7 +85,7 @@ def _percents(shares: Sequence[float]) -> str:
 
 
 def fewest_rows(tokens: Sequence[int], length: int) -> int:
-    """A bound from below on the rows that hold samples of these lengths.
+    """A lower bound on the number of rows that hold samples of these lengths.
 
     By their sum; and for each k by those longer than a (k + 1)-th of a row, of which no row holds more than k.
     """
@@ -95,7 +95,7 @@ def fewest_rows(tokens: Sequence[int], length: int) -> int:
 
 
 def _task(preset: Preset, task: str, stage: int) -> _Lengths:
-    """Of table 4's sources of a task in this stage; of all, where the paper does not train on it in this one."""
+    """Lengths from table 4's sources of a task in this stage, or from all if the paper's stage lacks the task."""
     found = [s for s in sources(stage) if s.task == task] or [s for s in sources() if s.task == task]
     pads = (1 + preset.training.max_tail_pads) / 2 if preset.training.max_tail_pads else 0  # the stream adds its own
     lengths = [math.ceil(sample_tokens(task, preset, s.clip_seconds).total - pads) for s in found]

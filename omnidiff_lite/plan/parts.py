@@ -1,4 +1,4 @@
-"""Parameters of every part of a preset, counted on the meta device: shapes and no memory."""
+"""Parameters of every part of a preset, counted on the meta device: shapes without memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from omnidiff_lite.vocabulary import RELEASED_TEXT, Vocabulary
 
 
 class PlanError(ValueError):
-    """A request that no plan can be made for; the message names it and the mend."""
+    """A request that no plan can be made for; the message names it and the fix."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Part:
 def vocabulary_of(preset: Preset) -> Vocabulary:
     """The id space of a preset: the released one at its text size, else the small layout.
 
-    A trained text tokenizer may come out smaller than `text_tokenizer.size`.
+    A trained text tokenizer may turn out smaller than `text_tokenizer.size`.
     """
     text, speech, image = preset.text_tokenizer.size, preset.speech_tokenizer.codes, preset.image_tokenizer.codes
     released = Vocabulary.released()
@@ -68,7 +68,7 @@ def _count(name: str, module: nn.Module, trained: bool) -> Part:
 
 @dataclass(frozen=True)
 class DenoiserParameters:
-    """The denoiser's parameters by where they sit, which is what sharding and mixed precision care about."""
+    """The denoiser's parameters by location, which is what matters for sharding and mixed precision."""
 
     layer: int  # of one of the layers
     layers: int
@@ -81,11 +81,11 @@ class DenoiserParameters:
 
 
 def denoiser_parameters(config: DenoiserConfig) -> DenoiserParameters:
-    """By arithmetic, so that a plan over many sizes needs no modules.
+    """Counted by arithmetic, so that a plan over many sizes needs no modules.
 
     One layer: q and o of H x A, k and v of H x K with biases on q, k, v, three of H x F, two norms of H, for hidden
     width H, attention width A = heads x head size, key width K, feed-forward width F. The ends are the
-    embedding, the output head, the final norm, the speech adapter, and what `adapters` adds by switch.
+    embedding, the output head, the final norm, the speech adapter, and the optional parts of `adapters`.
     """
     hidden, attention, keys = config.hidden_size, *attention_widths(config)
     matrices = 2 * hidden * attention + 2 * hidden * keys + 3 * hidden * config.intermediate_size

@@ -1,4 +1,4 @@
-"""Where a decoder's time goes: per cent by part, of the plain decoder and of the exact one.
+"""Where a decoder's time goes: percent by part, for the plain decoder and the exact one.
 
     with stopwatches(denoiser) as seconds:
         decode(denoiser, prompt, config)
@@ -29,15 +29,15 @@ DECODERS = {"plain": decode_plain, "exact": decode}
 
 @contextmanager
 def stopwatches(denoiser: Denoiser) -> Iterator[dict[str, float]]:
-    """Seconds spent in the denoiser's parts while the block runs; on a GPU each part ends idle, which costs some time.
+    """Seconds spent in the denoiser's parts while the block runs; on a GPU each part ends with a wait, at some cost.
 
-    Head: the output matrix, or the rows of it that the exact decoder takes (`diffusion.head`).
+    Head: the output matrix, or those of its rows that the exact decoder takes (`diffusion.head`).
     """
     seconds, running = dict.fromkeys(PARTS, 0.0), []
 
     def timed(part: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **named: Any) -> Any:
-            if running:  # a part inside of a part is counted once
+            if running:  # a part inside a part is counted once
                 return call(*args, **named)
             running.append(part)
             found: list[Any] = []
@@ -57,8 +57,8 @@ def stopwatches(denoiser: Denoiser) -> Iterator[dict[str, float]]:
 
 
 def shares(denoiser: Denoiser, work: Callable[[], object], repeats: int = 1) -> dict[str, float]:
-    """Per cent of the time of `work` in each of `PARTS` and in the `REST`, and its `seconds`; after a first run that is
-    not counted."""
+    """Percent of the time of `work` in each of `PARTS` and in the `REST`, and its `seconds`; after an uncounted first
+    run."""
     work()
     with stopwatches(denoiser) as seconds:
         whole = sum(seconds_of(work, denoiser.device, repeats))

@@ -1,10 +1,10 @@
-"""How fast one process trains and how fast several do, on this machine, at a preset's size, on made-up samples.
+"""How fast one process trains and how fast several do, on this machine, at a preset's size, on synthetic samples.
 
     records = measure_scaling(load_preset("smoke"), "work/scaling")
     scaling_table(records)
 
-Each round starts every way anew, one after the other, so that a machine that slows down slows them all. Samples are
-random ids of the preset's vocabulary: a step takes as long whatever they say.
+Each round starts every way afresh, one after the other, so that a machine that slows down slows them all. Samples are
+random ids of the preset's vocabulary: their content does not change how long a step takes.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def measure_scaling(preset: Preset, folder: str | Path, ways: Sequence[Expected]
     """Train stage 1 for a few steps in each of `ways` (the first: one process), `rounds` times over, on the CPU.
 
     Row "<processes> x <kind>", columns `tokens_per_second` (median over steps of all rounds), `speedup` over the first
-    way, round by round (mean; its interval wants two rounds), and `loss_difference`: the most that a step's loss
-    differed from the first way's, as a share of it. `folder` is for the runs, and empty afterwards.
+    way, round by round (mean; its interval needs two rounds), and `loss_difference`: the largest difference of a step's
+    loss from the first way's, as a share of it. `folder` is for the runs, and empty afterwards.
     """
     started, folder = time.time(), Path(folder)
     logs: dict[Expected, list[pd.DataFrame]] = {way: [] for way in ways}
@@ -60,7 +60,7 @@ def measure_scaling(preset: Preset, folder: str | Path, ways: Sequence[Expected]
 
 
 def scaling_table(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a way: its figures, each with its interval and n."""
+    """One row per way: its figures, each with its interval and n."""
     rows: dict[str, dict[str, object]] = {}
     for record in records:
         bounds = f" ({record.reason})" if record.low is None else f" [{record.low:.4g}, {record.high:.4g}]"
@@ -83,7 +83,7 @@ def _records(way: Expected, runs: Sequence[pd.DataFrame], alone: Sequence[pd.Dat
 
 
 def _short(preset: Preset, steps: int) -> Preset:
-    """Stage 1 on one made-up task, with one checkpoint at its end."""
+    """Stage 1 on one synthetic task, with one checkpoint at its end."""
     stage = replace(preset.training.stage1, steps=steps, mix={"t2i": 1.0})
     return replace(preset, training=replace(preset.training, stage1=stage, checkpoint_every=steps, compile=False))
 

@@ -3,9 +3,9 @@
     bench(load_preset("full"), device="cuda")          # records of table `bench`
     beside_paper(records)                               # the same as a table
 
-Random weights cost what trained ones cost: the time depends on sizes, steps and settings alone. One answer at a time,
-as the paper's latencies are. What comes before the denoiser (the prompt's encoding) is left out; what comes after it,
-pixels from codes and the wave from speech tokens, is in.
+Random weights cost what trained ones cost: the time depends only on sizes, steps and settings. Answers are decoded one
+at a time, like the paper's latencies. What comes before the denoiser (the prompt's encoding) is left out; what comes
+after it, pixels from codes and the wave from speech tokens, is included.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class Job:
 
 
 def timing_size(name: str, overrides: Mapping[str, Any] = {}) -> tuple[Preset, dict[str, Any]]:
-    """What to time, and what else to tell `bench`: a preset, or "middle", between `gpu` and `full`, with few steps."""
+    """What to time, and further arguments for `bench`: a preset, or "middle", between `gpu` and `full`, with few
+    steps."""
     if name != MIDDLE:
         return load_preset(name, dict(overrides)), {}
     preset = load_preset("gpu", MIDDLE_SIZES | dict(overrides))
@@ -71,7 +72,7 @@ def timing_size(name: str, overrides: Mapping[str, Any] = {}) -> tuple[Preset, d
 
 
 def bench_name(size: str, device: str | torch.device, dtype: str, compiled: bool = False) -> str:
-    """"bench_full_cuda_bfloat16": the name of the file of records, so that another timing leaves it alone."""
+    """"bench_full_cuda_bfloat16": the name of the records file, so that no other timing overwrites it."""
     return "_".join([TABLE, size, torch.device(device).type, dtype, *["compiled"] * compiled])
 
 
@@ -82,15 +83,15 @@ def bench(preset: Preset, device: str | torch.device = "cpu", dtype: str = "bflo
     """Time the denoiser of `preset`, with random weights, on `device`.
 
     Rows "diffusion 7.8B bfloat16: text-to-image, 256 steps" for each of `steps`, and "text-to-speech, 0.5L steps" for
-    each of `ratios`. Columns: `latency_s` (of a picture), `rtf` (of speech: seconds for a second of it), of which
+    each of `ratios`. Columns: `latency_s` (of a picture), `rtf` (of speech: seconds per second of it), split into
     `denoise_s` and `render_s`; `peak_gib`; `floor_bytes_s`, `floor_flops_s` (see `plan.floor`) at the device's
-    own rates, which are in the row "device". Values are medians of `repeats`, with their bootstrap intervals.
+    own rates, given in the row "device". Values are medians of `repeats`, with bootstrap intervals.
 
     Decoding is `DecodingConfig.paper`: pictures from text without guidance, pictures from speech with scale 3.
     A picture has `image_tokens`, a square number; the sentence has `text_tokens`, and 3.5 times as many speech tokens
     (adaptive length, section 3.4), all of which are spoken. Prompts have the lengths that `omnidiff plan --assumptions`
-    lists. `compiled`: torch.compile of the transformer; its compilation is not timed. The parts that render compute in
-    float32, as the kit loads them. Raises `PlanError` for a device that is not there or too small.
+    lists. `compiled`: torch.compile of the transformer; compilation is not timed. The parts that render compute in
+    float32, as the kit loads them. Raises `PlanError` for a device that does not exist or is too small.
     """
     if dtype not in DTYPES:
         raise PlanError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
@@ -117,13 +118,13 @@ def bench(preset: Preset, device: str | torch.device = "cpu", dtype: str = "bflo
 
 
 def random_denoiser(preset: Preset, device: torch.device, dtype: torch.dtype) -> Denoiser:
-    """Drawn on the device, in the dtype: nothing is held twice."""
+    """Random weights, drawn on the device in the dtype, so that nothing is held twice."""
     with torch.device(device):
         return Denoiser._from_config(denoiser_config(preset), dtype=dtype).eval().requires_grad_(False)
 
 
 def time_job(denoiser: Denoiser, job: Job, repeats: int, seed: int = 0) -> dict[str, Estimate]:
-    """Decode and render `repeats` times, after a short run to warm up."""
+    """Decode and render `repeats` times, after a short warm-up run."""
     device = denoiser.device
     generator = torch.Generator().manual_seed(seed)
     prompt = torch.randint(min(256, denoiser.config.pad_token_id), (job.prompt,), generator=generator)
@@ -203,10 +204,10 @@ def _count(parameters: int) -> str:
 
 
 def beside_paper(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a job: the paper's seconds (ICML version, hardware not stated), ours with interval and n, and the floor.
+    """One row per job: the paper's seconds (ICML version, hardware not stated), ours with interval and n, the floor.
 
-    Speech rows count seconds for a second of speech (real-time factor), floors included. The paper's numbers are those
-    of 7.8B parameters, whatever was timed here, and of pictures of 256 tokens: they stand beside no others.
+    Speech rows count seconds per second of speech (real-time factor), floors included. The paper's numbers are for 7.8B
+    parameters, whatever was timed here, and for pictures of 256 tokens: they are not set beside other picture sizes.
     """
     paper = {(r.row, r.column): r.value for r in paper_records("table3_sampling") if r.source == "paper-icml"}
     cells: dict[str, dict[str, Record]] = {}

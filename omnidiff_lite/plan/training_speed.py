@@ -1,4 +1,4 @@
-"""How fast a stage trained, against the least that its steps could take: a bare forward and backward pass."""
+"""How fast a stage trained, against the least time its steps could take: a bare forward and backward pass."""
 
 from __future__ import annotations
 
@@ -23,29 +23,30 @@ from omnidiff_lite.training.trainer import prepared
 
 @dataclass(frozen=True)
 class TrainingSpeed:
-    """Medians over the `steps` of one run, of the bare pass over `repeats`; times in seconds a step."""
+    """Medians over the `steps` of one run, for the bare pass over `repeats`; times in seconds per step."""
 
     tokens_per_second: float  # of samples; padding is not counted
     step: float
     data: float  # packing, masking and stacking
     bare: float  # forward and backward on one fixed batch, nothing else
     flops: float  # of forward and backward
-    peak: float  # FLOP a second of a large matrix product in the run's precision, measured here
+    peak: float  # FLOP per second of a large matrix product in the run's precision, measured here
     dtype: str  # that precision
     device: str
     steps: int
     repeats: int
 
     def table(self) -> pd.DataFrame:
-        """Where a step's time goes: columns part, milliseconds, share of the step. A bare pass that is slower now than
-        the run was leaves 0 for the rest."""
+        """Where a step's time goes: columns part, ms, share (of the step). A bare pass that is slower now than in the
+        run leaves 0 for the rest."""
         parts = {"data": self.data, "forward and backward": self.bare,
                  "update, log, unlike batches": max(0.0, self.step - self.data - self.bare), "step": self.step}
         return pd.DataFrame([{"part": part, "ms": round(1e3 * seconds, 1), "share": f"{seconds / self.step:.0%}"}
                              for part, seconds in parts.items()])
 
     def __str__(self) -> str:
-        return (f"{self.tokens_per_second:.0f} tokens/s on {self.device}; {self.bare / self.step:.0%} of the bare pass; "
+        return (f"{self.tokens_per_second:.0f} tokens/s on {self.device}; "
+                f"{self.bare / self.step:.0%} of the bare pass; "
                 f"{self.flops / self.step / 1e9:.0f} GFLOP/s, {self.flops / self.step / self.peak:.0%} of a large "
                 f"{self.dtype} product's {self.peak / 1e9:.0f}; "
                 f"medians of {self.steps} steps, of the bare pass {self.repeats}")
@@ -55,10 +56,10 @@ def training_speed(preset: Preset, denoiser: Denoiser, rows: Sequence[PackedRow]
                    log: pd.DataFrame, repeats: int = 9) -> TrainingSpeed:
     """Measure the bare pass on `rows`, one step's own, beside the steps of `log` (a stage's log.csv).
 
-    As in training, `training.micro_rows` rows go through at a time, and their gradients add up. Where several processes
-    share a CPU, the bare pass is one process's share of the rows on its share of the threads, the others at rest, and
-    the peak is that of its threads times the processes. The same model, precision and compilation as in training, on
-    this machine now: compare with a log of the same machine at rest. The denoiser's gradients are dropped and its
+    As in training, `training.micro_rows` rows are passed at a time, and their gradients add up. Where several processes
+    share a CPU, the bare pass is one process's share of the rows on its share of the threads, the others idle, and the
+    peak is that of its threads times the number of processes. Model, precision and compilation are as in training, on
+    this machine now: compare with a log from the same machine when idle. The denoiser's gradients are dropped and its
     weights left alone.
     """
     config, device, processes = preset.training, denoiser.device, usable(preset.training.processes)

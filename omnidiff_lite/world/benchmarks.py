@@ -3,7 +3,7 @@
 Every sample is a "vqa" row with one picture. Its meta: "question" (as spoken), "text" (as typed), "answer" (what the
 model should write), "kind", "image" (index of the picture: questions of one index share it), "choices", and "scene" or
 "chart" (the picture's content). Questions keep the benchmarks' wording but are lower-case, with digits as words.
-Row i does not depend on how many rows are asked for.
+Row i does not depend on how many rows are requested.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from omnidiff_lite.world.splits import INVERSE, stream
 Strategy = Literal["random", "popular", "adversarial"]
 STRATEGIES: tuple[Strategy, ...] = ("random", "popular", "adversarial")
 SUBTASKS = ("existence", "count", "position", "color", "OCR")
-PER_ANSWER = 3  # POPE asks six questions a picture: three yes, three no
+PER_ANSWER = 3  # POPE asks six questions per picture: three yes, three no
 SURVEY = 2000  # training scenes that POPE's frequencies are counted on
 
 
 def pope(strategy: Strategy, n: int, seed: int, config: WorldConfig) -> list[Sample]:
     """`n` object-existence questions, yes and no in turn (Li et al. 2023, "Polling-based Object Probing Evaluation").
 
-    The objects are shapes. Of each picture up to three shapes are asked that it holds, and as many that it does not:
-    "random" takes any of those; "popular" the most frequent ones in training pictures; "adversarial" those that most
-    often stand in training pictures together with what this picture holds. All strategies see the same pictures.
+    The objects are shapes. For each picture the questions name up to three shapes that it holds, and as many that it
+    does not: "random" takes any absent ones; "popular" the most frequent in training pictures; "adversarial" those that
+    most often occur in training pictures together with what this picture holds. All strategies see the same pictures.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"no POPE strategy {strategy!r}: choose one of {', '.join(STRATEGIES)}")
@@ -53,7 +53,7 @@ def pope(strategy: Strategy, n: int, seed: int, config: WorldConfig) -> list[Sam
 
 
 def _absent(strategy: Strategy, present: set[str], rng: np.random.Generator, config: WorldConfig) -> list[str]:
-    """Shapes that are not in the picture, the first to be asked first."""
+    """Shapes that are not in the picture, in the order to ask them."""
     absent = [shape for shape in SHAPES if shape not in present]
     absent = [absent[i] for i in rng.permutation(len(absent))]
     alone, together = _survey(config)
@@ -75,10 +75,10 @@ def _survey(config: WorldConfig) -> tuple[Counter, Counter]:
 
 
 def mme(subtask: str, pictures: int, seed: int, config: WorldConfig) -> list[Sample]:
-    """Two questions a picture, the first answered yes and the second no, as MME has them (Fu et al. 2023).
+    """Two questions per picture, the first answered yes and the second no, as in MME (Fu et al. 2023).
 
     `subtask`: existence, count, position, color or OCR (signs with a word or a number). Score them with accuracy over
-    questions plus accuracy over pictures (both right), each in percent: 200 points a subtask.
+    questions plus accuracy over pictures (both right), each in percent: 200 points per subtask.
     """
     if subtask not in SUBTASKS:
         raise ValueError(f"no MME subtask {subtask!r}: choose one of {', '.join(SUBTASKS)}")

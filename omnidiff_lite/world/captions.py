@@ -1,6 +1,6 @@
 """Captions of scenes in several wordings, read back into facts, and compared with a scene.
 
-The language is small and regular on purpose: lower-case words, no digits, one sentence.
+The language is deliberately small and regular: lower-case words, no digits, one sentence.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _GROUND = re.compile(rf"\b({'|'.join(BACKGROUNDS)})\b")
 
 
 class Placed(Protocol):
-    """What `compare` needs to know of an object; None = not said."""
+    """What `compare` needs to know about an object; None = not said."""
 
     shape: str
     color: str | None
@@ -54,7 +54,7 @@ class Described:
 
 @dataclass(frozen=True)
 class Parsed:
-    """What a text says: objects as mentioned, how the first stands to the second, where a lone one stands."""
+    """What a text says: objects as mentioned, the relation of the first to the second, the place of a lone one."""
 
     objects: tuple[Described, ...]
     relation: str | None = None
@@ -63,12 +63,12 @@ class Parsed:
 
 
 def article(words: str) -> str:
-    """The words with "a" or "an" before them."""
+    """The words preceded by "a" or "an"."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def describe(item: Object) -> str:
-    """All of an object's attributes: "a small striped red circle"; plain goes without saying."""
+    """All of an object's attributes: "a small striped red circle"; a plain texture is not mentioned."""
     texture = [] if item.texture == "plain" else [item.texture]
     return article(" ".join([item.size, *texture, item.color, item.shape]))
 
@@ -105,7 +105,7 @@ def _word(scene: Scene, wording: str, variant: int) -> str:
 def parse(text: str) -> Parsed | None:
     """Read a caption in any wording; None if it names no shape. Tolerates capitals, punctuation and stray words.
 
-    An object's attributes are the words since the last named object. The relation is looked for between the first two.
+    An object's attributes are the words since the last named object. The relation is sought between the first two.
     """
     text = " ".join(re.findall(r"[a-z]+", text.lower()))
     nouns = list(_SHAPE.finditer(text))
@@ -131,8 +131,8 @@ def _described(words: str, shape: str) -> Described:
 def matches(text: str, scene: Scene) -> dict[str, bool]:
     """Whether a caption is right about a scene; garbage is wrong in everything.
 
-    Keys: "objects_right" (the same shapes, each as often), "attributes_right" (also their colours, sizes and textures),
-    "relation_right" (the stated relation holds between the two objects that it names; of a lone object: its position),
+    Keys: "objects_right" (the same shapes, equally often), "attributes_right" (also their colours, sizes and textures),
+    "relation_right" (the stated relation holds between the two objects it names; for a lone object, its position),
     "background_right", "all_right".
     """
     said = parse(text)
@@ -148,7 +148,7 @@ def matches(text: str, scene: Scene) -> dict[str, bool]:
 
 
 def verdict(objects: bool, attributes: bool, relation: bool, background: bool) -> dict[str, bool]:
-    """The scores of one picture or caption, with "all_right" where everything is."""
+    """The scores of one picture or caption, with "all_right" if everything is right."""
     return {"objects_right": objects, "attributes_right": attributes, "relation_right": relation,
             "background_right": background, "all_right": attributes and relation and background}
 
@@ -159,12 +159,12 @@ def find(item: Placed, objects: Iterable[Object]) -> Object | None:
 
 
 def same_shapes(said: Iterable[Placed], objects: Iterable[Placed]) -> bool:
-    """The same shapes, each as often."""
+    """Whether the shapes are the same, equally often."""
     return Counter(item.shape for item in said) == Counter(item.shape for item in objects)
 
 
 def same_objects(said: Iterable[Placed], objects: Iterable[Placed]) -> bool:
-    """The same objects, each with the same shape, colour, size and texture."""
+    """Whether the objects are the same, each with the same shape, colour, size and texture."""
     return _bag(said) == _bag(objects)
 
 

@@ -1,4 +1,5 @@
-"""What bar charts, route maps, web pages and signs hold, and random ones of each; `charts` draws them and asks."""
+"""What bar charts, route maps, web pages and signs hold, and random samples of each; `charts` draws them and asks
+questions."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ Cell = tuple[int, int]
 
 
 class _Json:
-    """What all charts share: a kind, and their way to and from plain values."""
+    """What all charts share: a kind, and conversion to and from plain values."""
 
     kind: ClassVar[str]
 
@@ -38,13 +39,13 @@ class _Json:
 
     @property
     def split(self) -> str:
-        """"train", "validation" or "test": no picture belongs to two of them."""
+        """"train", "validation" or "test": no picture belongs to two of these."""
         return item_split(self.to_json())
 
 
 @dataclass(frozen=True)
 class BarChart(_Json):
-    """Three or four bars, each in its own colour and of its own height, 1 to 5 grid lines."""
+    """Three or four bars, each with its own colour and its own height, 1 to 5 grid lines."""
 
     kind = "chart"
     colors: tuple[str, ...]
@@ -117,14 +118,14 @@ def _tuples(value: Any) -> Any:
 
 
 def _check(chart: Chart) -> None:
-    """Raises ValueError for what cannot be drawn, TypeError for a value of another form."""
+    """Raises ValueError for what cannot be drawn, TypeError for a value of another type."""
     for value, known, what in _held(chart):
         if value not in tuple(known):
             raise ValueError(f"no {what} {value!r}; choose one of {', '.join(map(str, known))}")
 
 
 def _held(chart: Chart) -> Iterator[tuple[Any, Collection[Any], str]]:
-    """(value, those that can be drawn, what it is) of all that a chart holds."""
+    """(value, drawable values, what it is) for everything a chart holds."""
     if not isinstance(chart, Page):
         yield chart.background, BACKGROUNDS, "background"
     if isinstance(chart, BarChart):
@@ -150,8 +151,8 @@ def _held(chart: Chart) -> Iterator[tuple[Any, Collection[Any], str]]:
 def sample_chart(rng: np.random.Generator, config: WorldConfig, kind: str | None = None, split: str = "train") -> Chart:
     """A random chart of a split, of kind "chart", "map", "web" or "sign" (default: any of them).
 
-    `config` is not looked at today: every kind is legible at the smallest picture size. Raises ValueError for an
-    unknown kind or split.
+    `config` is currently unused: every kind is legible at the smallest picture size. Raises ValueError for an unknown
+    kind or split.
     """
     part = training_part(split)
     kind = choose(rng, tuple(CHARTS)) if kind is None else kind

@@ -1,7 +1,7 @@
 """Bar charts, route maps, web pages and signs: how they are drawn, and questions about them.
 
 The first three are the categories of SEED-Bench-2-Plus (chart, map, web), asked with four choices; signs are for the
-OCR subtask of MME. All are drawn to be read at 64 pixels: one word or number, large.
+OCR subtask of MME. All are drawn to be legible at 64 pixels: one word or number, large.
 """
 
 from __future__ import annotations
@@ -160,5 +160,5 @@ def _what(sign: Sign) -> str:
 
 
 def readings(sign: Sign) -> list[str]:
-    """All that a sign of this sort may say."""
+    """Everything a sign of this kind may say."""
     return [number_word(n) for n in NUMBERS] if sign.is_number else list(WORDS)

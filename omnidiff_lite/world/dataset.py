@@ -1,11 +1,11 @@
 """Samples of every task of the paper, drawn from the embedded world.
 
 Sample i of a (task, split, seed) is drawn from a generator of its own, so it depends neither on how many samples are
-asked for nor on the process. Sentences to read or to transcribe (asr, tts, utterances) belong to one split each. Users
-speak in the voices of the split (training voices, voices held out for validation and test, a third set for the
+requested nor on the process. Sentences to read or to transcribe (asr, tts, utterances) belong to one split each. Users
+speak in the voices of the split (training voices, held-out voices for validation and test, a third set for the
 judges); the assistant always answers in one voice, as in the paper's SDVI.
 
-Every sample's meta has "text" (what the user writes or says, without the task's prompt) and "answer" (what is to be
+Every sample's meta has "text" (what the user writes or says, without the task's prompt) and "answer" (what should be
 written or, in speech synthesis, said), and where they apply "question", "kind", "choices", "caption", and "scene" or
 "chart" (the picture's content).
 """
@@ -36,19 +36,19 @@ from omnidiff_lite.world.voices import (ANSWER_VOICE, Voice, judge_voices, parse
 # What visual questions are about: anything in a scene; what is there, as POPE and MME ask; four choices by letter;
 # charts, maps and pages, as SEED-Bench-2-Plus asks; words and numbers on signs.
 VQA_SHARES = {"scene": 0.4, "existence": 0.25, "choices": 0.1, "chart": 0.15, "sign": 0.1}
-# Share of the training scenes asked about that hold several objects for sure: about a lone one nobody needs to read the
-# question.
+# Share of the training scenes asked about that are sure to hold several objects: with a lone object the question need
+# not be read.
 SEVERAL = 0.5
-ATTEMPTS = 200  # draws of a text that is short enough to speak
+ATTEMPTS = 200  # draws until a text is short enough to speak
 
-# An upper bound of the seconds that a text takes at 175 words a minute (above all of 2,500 utterances in 87 voices):
+# An upper bound on the seconds that a text takes at 175 words a minute (above all of 2,500 utterances in 87 voices):
 # most texts need not be spoken to know that they are short enough.
 SECONDS_PER_LETTER, SECONDS_AT_ENDS = 0.065, 0.5
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """A sentence and the recipe of its sound."""
+    """A sentence and the recipe for its sound."""
 
     text: str
     ref: str
@@ -56,7 +56,7 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Picture:
-    """A caption, the recipe of its picture, and what the picture holds. Charts have no caption ("")."""
+    """A caption, the recipe for its picture, and what the picture holds. Charts have no caption ("")."""
 
     caption: str
     ref: str
@@ -83,12 +83,12 @@ def utterances(split: str, n: int, seed: int, config: WorldConfig) -> list[Utter
 
 
 def pictures(split: str, n: int, seed: int, config: WorldConfig, charts: float = 0.0) -> list[Picture]:
-    """`n` scenes with their captions, of which a share `charts` are charts, maps, pages and signs instead."""
+    """`n` scenes with their captions, a share `charts` of them replaced by charts, maps, pages and signs."""
     return [_picture(stream("picture", split, seed, i), config, split, charts) for i in range(n)]
 
 
 def corpus(n: int, seed: int, config: WorldConfig) -> list[str]:
-    """`n` texts that the text tokenizer learns from: the messages of training samples of all tasks in turn."""
+    """`n` texts to train the text tokenizer on: the messages of training samples of all tasks in turn."""
     voices, tasks = voices_of("train", config), tuple(_DRAW)
     drawn = (_draw(tasks[i % len(tasks)], stream("corpus", seed, i), config, "train", voices) for i in range(n))
     return ["\n".join(f"{m['role']}\n{m['content']}" for m in sample.messages).replace(IMAGE, "").replace(AUDIO, "")
@@ -111,7 +111,7 @@ Voices = list[Voice]
 
 
 def _draw(task: str, rng: Generator, config: WorldConfig, split: str, voices: Voices) -> Sample:
-    """One sample of a task, drawn again where SDVI drops it or where somebody would speak for too long."""
+    """One sample of a task, redrawn if SDVI drops it or if its speech would be too long."""
     for _ in range(ATTEMPTS):
         sample = _DRAW[task](rng, config, split, voices)
         if sample is not None and all(_fits(ref, config.max_seconds) for ref in sample.audios):
@@ -120,7 +120,7 @@ def _draw(task: str, rng: Generator, config: WorldConfig, split: str, voices: Vo
 
 
 def _fits(ref: str, limit: float) -> bool:
-    """Whether the sound of a recipe lasts at most `limit` seconds."""
+    """Whether a recipe's sound lasts at most `limit` seconds."""
     text, voice = parse_speech(ref)
     bound = SECONDS_AT_ENDS + SECONDS_PER_LETTER * len(text) * 175 / voice.rate
     return bound <= limit or speak(text, voice).seconds <= limit
@@ -128,7 +128,7 @@ def _fits(ref: str, limit: float) -> bool:
 
 def _sample(task: str, rng: Generator, split: str, text: str, answer: str, images: Sequence[str] = (),
             audios: Sequence[str] = (), **meta: Any) -> Sample:
-    """One row; training sees every wording of a prompt, the other splits the first."""
+    """One row; training sees every wording of a prompt, the other splits only the first."""
     messages = build_messages(task, text, answer, rng if split == "train" else None)
     return Sample(messages, list(images), list(audios), task, {"text": text, "answer": answer, **meta})
 
@@ -163,8 +163,8 @@ def _vqa(rng: Generator, config: WorldConfig, split: str, voices: Voices) -> Sam
 
 def _visual_question(rng: Generator, config: WorldConfig, split: str, letters: bool = True
                      ) -> tuple[Question, str, dict[str, Any]]:
-    """A question, the recipe of its picture, and the picture's content as meta. Without `letters` scenes are asked about
-    openly: a choice says "red" where an open answer says "the circle is red"."""
+    """A question, the recipe for its picture, and the picture's content as meta. Without `letters`, questions about
+    scenes are open: a choice says "red" where an open answer says "the circle is red"."""
     share = str(rng.choice(tuple(VQA_SHARES), p=tuple(VQA_SHARES.values())))
     if share in ("chart", "sign"):
         chart = sample_chart(rng, config, "sign" if share == "sign" else choose(rng, ("chart", "map", "web")), split)
@@ -194,7 +194,7 @@ def _sqa(rng: Generator, config: WorldConfig, split: str, voices: Voices) -> Sam
 
 
 def _svqa(rng: Generator, config: WorldConfig, split: str, voices: Voices) -> Sample | None:
-    """A visual question through the pipeline of SDVI, which may drop it."""
+    """A visual question passed through the SDVI pipeline, which may drop it."""
     question, ref, content = _visual_question(rng, config, split, letters=False)
     for sample in build_spoken_vqa([vqa_row(question, ref)], voices, seed=int(rng.integers(2**32))):
         sample.meta |= {"kind": question.kind, **content}

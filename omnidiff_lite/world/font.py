@@ -43,7 +43,7 @@ def _bitmap(text: str) -> Image.Image:
 
 def draw_text(canvas: Image.Image, text: str, box: tuple[float, float, float, float],
               color: tuple[int, int, int]) -> None:
-    """Write letters and digits, upper case, in the middle of a box (left, top, right, bottom; pixels) and as large.
+    """Write letters and digits, upper case, centred in a box (left, top, right, bottom; pixels) and as large as fit.
 
     A dot of the font is a whole number of canvas pixels. Raises KeyError for a character without a glyph.
     """

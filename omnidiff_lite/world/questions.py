@@ -1,7 +1,7 @@
 """Questions about scenes with known answers: yes/no, open, and multiple choice.
 
-Kinds: existence, count, position, color, shape, size, relation, and texture where a picture shows any. (Reading words
-and numbers, OCR, is asked about signs: `charts.ask_sign`.) Yes/no questions are answered yes half of the time.
+Kinds: existence, count, position, color, shape, size, relation, and texture where a picture shows any. (OCR, reading
+words and numbers, is asked about signs: `charts.ask_sign`.) Half of the yes/no questions have the answer yes.
 
 A reply repeats what was asked about before it answers: "the circle is red", not "red"; "no, the circle is nowhere", not
 "no". From bare answers a small model learns which words may follow a question, but not to look at the thing that the
@@ -30,7 +30,7 @@ TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 
 @dataclass(frozen=True)
 class Question:
-    """`answer` is always in words; `choices` are the four options of a multiple-choice question, it among them.
+    """`answer` is always in words; `choices` are the four options of a multiple-choice question, including it.
 
     `sentence`: the answer in a sentence that begins with what was asked about ("" where the words stand alone).
     """
@@ -43,7 +43,7 @@ class Question:
 
     @property
     def prompt(self) -> str:
-        """The question as typed: with its lettered choices, or with what a yes/no question asks for."""
+        """The question as typed: with its lettered choices, or with a yes/no question's request for yes or no."""
         if self.choices:
             options = "".join(f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, self.choices))
             return f"{self.text}{options}\nanswer with the letter."
@@ -51,7 +51,7 @@ class Question:
 
     @property
     def reply(self) -> str:
-        """The answer as written: the letter of a multiple-choice question, else the sentence, or the words alone."""
+        """The answer as written: the letter for a multiple-choice question, else the sentence, or the words alone."""
         return LETTERS[self.choices.index(self.answer)] if self.choices else self.sentence or self.answer
 
 
@@ -68,7 +68,7 @@ def number_word(number: int) -> str:
 def ask(scene: Scene, rng: np.random.Generator, kind: str | None = None) -> Question:
     """A question about a scene, of a random kind unless one is given.
 
-    Raises ValueError for a kind that the scene has no answer to (`kinds` lists those that it has).
+    Raises ValueError for a kind that the scene cannot answer (`kinds` lists those it can).
     """
     known = kinds(scene)
     kind = choose(rng, known) if kind is None else kind
@@ -78,7 +78,7 @@ def ask(scene: Scene, rng: np.random.Generator, kind: str | None = None) -> Ques
 
 
 def kinds(scene: Scene) -> list[str]:
-    """The kinds of question that `ask` can put about a scene."""
+    """The kinds of question that `ask` can ask about a scene."""
     missing = {"relation"} if scene.relation is None else set()
     if all(item.texture == "plain" for item in scene.objects):
         missing.add("texture")
@@ -124,7 +124,7 @@ def _nearest(scene: Scene, thing: str) -> str:
 
 
 def _near_miss(scene: Scene, rng: np.random.Generator) -> str:
-    """A coloured shape that is not there, though its shape or its colour is."""
+    """A coloured shape that is absent, though its shape or its colour occurs."""
     item = choose(rng, scene.objects)
     names = [f"{color} {item.shape}" for color in COLORS] + [f"{item.color} {shape}" for shape in SHAPES]
     return choose(rng, [name for name in names if name not in {each.name for each in scene.objects}])
@@ -148,7 +148,7 @@ def _so_many(number: int, noun: str) -> str:
 
 
 def wrong_counts(number: int) -> list[int]:
-    """The numbers next to the right one, from one up."""
+    """The numbers next to the right one, none below one."""
     return [other for other in (number - 1, number + 1) if other > 0]
 
 
@@ -181,7 +181,7 @@ def _shape(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def _singled_out(scene: Scene, attribute: str) -> list[tuple[Object, str]]:
-    """Objects with words that mean them alone: "circle" or "red object"; their place where those repeat."""
+    """Objects with words that mean them alone: "circle" or "red object"; their place if those words are ambiguous."""
     values = Counter(getattr(item, attribute) for item in scene.objects)
     places = Counter(map(scene.position, scene.objects))
     alone = [(item, item.shape if attribute == "shape" else f"{item.color} object")
@@ -242,7 +242,7 @@ KINDS = (*_ASK, "ocr")
 def with_choices(question: Question, wrong: Sequence[str], rng: np.random.Generator) -> Question:
     """The question with four choices: its answer and three of the wrong ones, shuffled.
 
-    Raises ValueError where fewer than three wrong choices are left.
+    Raises ValueError if fewer than three wrong choices are left.
     """
     pool = [choice for choice in dict.fromkeys(wrong) if choice != question.answer]
     if len(pool) < 3:

@@ -1,6 +1,6 @@
 """Picture references: a picture of the embedded world travels as the text that draws it, not as a file.
 
-`scene:{json}` and `chart:{json}` stand wherever the jsonl format takes the path of a picture.
+`scene:{json}` and `chart:{json}` may stand wherever the jsonl format takes the path of a picture.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def chart_ref(chart: Chart) -> str:
 
 
 def content(ref: str) -> Scene | Chart:
-    """What a reference describes. Raises ValueError naming the reference and what it should look like."""
+    """What a reference describes. Raises ValueError naming the reference and the expected form."""
     for prefix, read in ((SCENE, Scene.from_dict), (CHART, chart_from_dict)):
         if ref.startswith(prefix):
             try:
@@ -37,6 +37,6 @@ def content(ref: str) -> Scene | Chart:
 
 
 def picture(ref: str, size: int) -> Image.Image:
-    """The RGB picture of a reference, `size` x `size` pixels. Raises ValueError as `content` does."""
+    """The RGB picture of a reference, `size` x `size` pixels. Raises ValueError like `content`."""
     item = content(ref)
     return render(item, size) if isinstance(item, Scene) else render_chart(item, size)

@@ -1,7 +1,7 @@
 """Pictures of the embedded world: a few coloured shapes on the cells of a lattice, and how they are drawn.
 
 Shapes have unequal frequencies and favourite partners, because POPE's popular and adversarial questions need a world in
-which some objects are commoner than others and some go together (Li et al. 2023, section 4).
+which some objects are more common than others and some occur together (Li et al. 2023, section 4).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ BACKGROUNDS: dict[str, RGB] = {"white": (252, 252, 252), "grey": (206, 208, 212)
                                "mint": (204, 240, 222), "lilac": (224, 212, 246)}
 SIZES = {"small": 0.28, "large": 0.44}  # half an object's height, in cells
 TEXTURES = ("plain", "striped", "dotted")
-TEXTURE_PIXELS = 48  # a cell of fewer pixels cannot show a texture
-MARGIN = 0.02  # of a cell, which objects keep free on every side
+TEXTURE_PIXELS = 48  # a cell with fewer pixels cannot show a texture
+MARGIN = 0.02  # of a cell, kept free on every side of an object
 SUPERSAMPLING = 4
 
 
@@ -50,7 +50,7 @@ class Object:
 
     @property
     def name(self) -> str:
-        """What tells it from the others in its scene: "red circle"."""
+        """What distinguishes it from the others in its scene: "red circle"."""
         return f"{self.color} {self.shape}"
 
 
@@ -65,7 +65,7 @@ class Scene:
 
     @property
     def relation(self) -> str | None:
-        """How the first object stands to the second; None where there is one only."""
+        """The relation of the first object to the second; None if there is only one."""
         if len(self.objects) < 2:
             return None
         first, second = self.objects[:2]
@@ -73,7 +73,7 @@ class Scene:
 
     @property
     def combinations(self) -> tuple[tuple[str, str, str], ...]:
-        """(shape, colour, relation) of the first two objects, seen from each; a lone object's relation is "alone"."""
+        """(shape, colour, relation) of each of the first two objects; a lone object's relation is "alone"."""
         relation = self.relation
         if relation is None:
             only = self.objects[0]
@@ -87,7 +87,7 @@ class Scene:
         return combinations_split(self.combinations)
 
     def position(self, item: Object) -> str:
-        """Where an object stands: "top left" ... "bottom right"; odd lattices have a middle and a center."""
+        """Where an object stands: "top left" ... "bottom right"; odd lattices also have a middle and a center."""
         return position(item.cell, self.grid)
 
     def to_dict(self) -> dict[str, Any]:
@@ -126,14 +126,14 @@ def _check(scene: Scene) -> None:
 
 
 def holds(relation: str, first: tuple[int, int], second: tuple[int, int]) -> bool:
-    """Whether cell `first` (row, column) is `relation` cell `second`; a diagonal pair stands in two relations."""
+    """Whether cell `first` (row, column) stands in `relation` to cell `second`; a diagonal pair has two relations."""
     (row, column), (other_row, other_column) = first, second
     return {LEFT: column < other_column, RIGHT: column > other_column, ABOVE: row < other_row,
             BELOW: row > other_row}[relation]
 
 
 def position(cell: tuple[int, int], grid: int) -> str:
-    """The name of a cell's place in the picture."""
+    """The name of a cell's position in the picture."""
     row, column = (0 if 2 * i + 1 < grid else 2 if 2 * i + 1 > grid else 1 for i in cell)
     if (row, column) == (1, 1):
         return "center"
@@ -151,8 +151,8 @@ def textures(config: WorldConfig) -> tuple[str, ...]:
 def sample_scene(rng: np.random.Generator, config: WorldConfig, split: str, objects: int | None = None) -> Scene:
     """A random scene of a split, with `objects` objects (default: 1 to `config.max_objects`, evenly).
 
-    Train and judge scenes hold no combination that is held out (`splits.combination_split`), test scenes at least one
-    of the test's. Raises ValueError for an unknown split or more objects than the lattice has room for.
+    Train and judge scenes hold no held-out combination (`splits.combination_split`), test scenes at least one of the
+    test's. Raises ValueError for an unknown split or more objects than the lattice has room for.
     """
     part = training_part(split)
     room = config.grid ** 2

@@ -8,7 +8,7 @@ Rows have LLaVA-OneVision's format, from the data set itself or from the embedde
     {"id": "7", "image": "a.jpg", "data_source": "ai2d", "conversations": [
         {"from": "human", "value": "<image>\\nWhat is shown?\\nA. a cell\\nB. a leaf"}, {"from": "gpt", "value": "B"}]}
 
-The paper does not say by which rules or which language model it filters and rewrites; the rules here are the kit's own.
+The paper does not say by which rules or language model it filters and rewrites; the rules here are the kit's own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CODE_TEXT = re.compile(
     r"```|</?(?:html|div|body|script)\b|#include\b|\bdef \w+\(|\bconsole\.log\b"
     r"|\b(?:python|javascript|java|html|sql|latex|source code|programming|pseudocode)\b"
     r"|\bwrite an? (?:program|function|script)\b", re.I)
-# What a question says about the form of its answer; an open, spoken question says none of it.
+# What a question says about the form of its answer; an open, spoken question says nothing of the kind.
 _INSTRUCTION = re.compile(
     r"[^.?!\n]*\b(?:answer|respond|reply|select|choose)\b[^.?!\n]*"
     r"\b(?:letters?|single word|short phrase|phrase|yes or no|given choices|given options)\b[^.\n]*\.?", re.I)
@@ -52,12 +52,12 @@ _LETTER = re.compile(
 # --- reading a row ----------------------------------------------------------------------------------------------------
 
 def question_of(row: Row) -> str:
-    """The first human turn, without its `<image>`. Raises ValueError naming the row where it is not a conversation."""
+    """The first human turn, without its `<image>`. Raises ValueError naming the row if it is not a conversation."""
     return _turn(row, 0, ("human", "user")).replace("<image>", "").strip()
 
 
 def answer_of(row: Row) -> str:
-    """The answer to the first question. Raises ValueError as `question_of`."""
+    """The answer to the first question. Raises ValueError like `question_of`."""
     return _turn(row, 1, ("gpt", "assistant")).strip()
 
 
@@ -73,13 +73,13 @@ def _turn(row: Row, index: int, speakers: tuple[str, ...]) -> str:
 
 
 def _with_turn(row: Row, question: str, answer: str) -> Row:
-    """The row as one question, which keeps its `<image>`, and one answer."""
+    """The row with one question, which keeps its `<image>`, and one answer."""
     return {**row, "conversations": [{"from": "human", "value": f"<image>\n{question}"},
                                      {"from": "gpt", "value": answer}]}
 
 
 def one_picture(rows: Iterable[Row]) -> Iterator[Row]:
-    """Rows about exactly one picture, cut to their first question: later ones may lean on earlier answers."""
+    """Rows about exactly one picture, cut to their first question: later ones may rely on earlier answers."""
     for row in rows:
         image = row.get("image")
         images = image if isinstance(image, list) else [image]
@@ -101,7 +101,7 @@ def drop_maths_and_code(rows: Iterable[Row]) -> Iterator[Row]:
 def open_question(row: Row) -> Row | None:
     """Step 2: a multiple-choice question as an open one, its letter replaced by the words that it stands for.
 
-    Questions without choices only lose what they say about the form of the answer. None where the answer is neither
+    Questions without choices only lose what they say about the form of the answer. None if the answer is neither
     a letter nor the words of one of the choices.
     """
     stem, choices = split_choices(question_of(row))
@@ -117,14 +117,14 @@ def drop_long_answers(rows: Iterable[Row], words: int = MAX_WORDS) -> Iterator[R
 
 
 def synthesise(question: str, answer: str, voice: Voice, answer_voice: Voice = ANSWER_VOICE) -> list[str]:
-    """Step 4: references of the spoken question and the spoken answer."""
+    """Step 4: references to the spoken question and the spoken answer."""
     return [speech_ref(question, voice), speech_ref(answer, answer_voice)]
 
 
 # --- multiple choice --------------------------------------------------------------------------------------------------
 
 def split_choices(text: str) -> tuple[str, dict[str, str]]:
-    """The question without its choices and instructions, and the choices by letter ({} where there are none).
+    """The question without its choices and instructions, and the choices by letter ({} if there are none).
 
     Choices are marked "A.", "A)", "(A)" or "A:", on lines of their own or in one line, in order from A.
     """
@@ -190,8 +190,8 @@ def _recorded(sample: Sample, said: Said[Voice]) -> Sample:
 
 def vqa_scripts(rows: Iterable[Row], voice_of: Callable[[str, str], V], answer_voice: V, max_words: int = MAX_WORDS
                 ) -> Iterator[tuple[Sample, Said[V]]]:
-    """Steps 1 to 3: samples without recordings, and what these shall say. `voice_of`: who asks, by picture and
-    question; a voice is whatever step 4 takes for one."""
+    """Steps 1 to 3: samples without recordings, and what the recordings shall say. `voice_of`: who asks, by picture and
+    question; a voice is whatever step 4 accepts as one."""
     kept = (open_question(row) for row in drop_maths_and_code(one_picture(rows)))
     for row in drop_long_answers((row for row in kept if row is not None), max_words):
         question, answer = question_of(row), answer_of(row)
@@ -201,13 +201,13 @@ def vqa_scripts(rows: Iterable[Row], voice_of: Callable[[str, str], V], answer_v
 
 
 def image_script(caption: str, image: str, voice_of: Callable[[str, str], V]) -> tuple[Sample, Said[V]]:
-    """The same of a picture and its caption."""
+    """The same for a picture and its caption."""
     return (Sample(build_messages("s2i", answer=""), [image], [], "s2i", {"caption": caption, "text": caption}),
             [(caption, voice_of(image, caption))])
 
 
 def choose_voice(voices: Sequence[V], *key: object) -> V:
-    """One of `voices`, by the seed and the sample in `key`. Raises ValueError where there is none."""
+    """One of `voices`, chosen by the seed and the sample in `key`. Raises ValueError if there is none."""
     if not voices:
         raise ValueError("no voice to speak the questions; give at least one")
     return voices[int(stream("sdvi voice", *key).integers(len(voices)))]

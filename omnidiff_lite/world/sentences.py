@@ -1,7 +1,7 @@
 """What the embedded world says aloud: captions, questions, statements, and short phrases for variety.
 
-Spoken text is lower-case letters and single spaces, so that a transcript is compared word by word and needs no rules.
-A sentence belongs to one split, by a hash of its words: none that is tested has been trained on.
+Spoken text is lower-case letters and single spaces, so that transcripts are compared word by word without further
+rules. A sentence belongs to one split, by a hash of its words: no test sentence has been trained on.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def spoken(text: str) -> str:
 def sample_sentence(rng: np.random.Generator, config: WorldConfig, split: str) -> str:
     """One sentence that belongs to a split (judges share the training part), of a kind drawn with `SHARES`.
 
-    Its scenes and questions are those of the split too. In training `config.short_share` are one to three words in any
-    order: which sound belongs to which word is learnt from these in a fraction of the time, and then found in sentences.
+    Its scenes and questions are also those of the split. In training `config.short_share` are one to three words in any
+    order: these teach which sound belongs to which word in a fraction of the time, for use in sentences.
     """
     part = training_part(split)
     while True:
@@ -65,7 +65,7 @@ def _statement(rng: np.random.Generator, config: WorldConfig, split: str) -> str
 
 
 def _phrase(rng: np.random.Generator, config: WorldConfig, split: str) -> str:
-    """Two to five words in any order: a recogniser must hear them, it cannot guess them."""
+    """Two to five words in any order: a recogniser must hear them and cannot guess them."""
     return _any_words(rng, 2, 5)
 
 

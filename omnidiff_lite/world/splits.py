@@ -2,7 +2,7 @@
 
 The choice is a hash of the words themselves: no seed, no state, the same in every process and preset. About a tenth of
 the combinations belong to the test split and a twentieth to validation; every shape in every colour still occurs in
-training, in other relations, so a test score measures recombination and not unseen words.
+training, in other relations, so a test score measures recombination, not unseen words.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test", "judge")
 LEFT, RIGHT, ABOVE, BELOW = "left of", "right of", "above", "below"
 RELATIONS = (LEFT, RIGHT, ABOVE, BELOW)
 INVERSE = {LEFT: RIGHT, RIGHT: LEFT, ABOVE: BELOW, BELOW: ABOVE}
-ALONE = "alone"  # stands for the relation where a scene has one object only
+ALONE = "alone"  # stands for the relation if a scene has only one object
 
 
 def digest(*parts: object) -> int:
@@ -42,7 +42,7 @@ def choose(rng: np.random.Generator, options: Sequence[Any]) -> Any:
 def combination_split(shape: str, color: str, relation: str) -> Split:
     """Where a combination belongs: "test", "validation", or "train" (which "judge" shares).
 
-    Half of the (shape, colour) pairs hold one of the five relations out for the test, a quarter one for validation.
+    Half of the (shape, colour) pairs hold out one of the five relations for the test, a quarter one for validation.
     """
     chosen = min((*RELATIONS, ALONE), key=lambda each: digest("held out", shape, color, each))
     if relation != chosen:

@@ -1,7 +1,7 @@
 """Questions that need no picture: what the embedded world knows beyond what it shows.
 
 A closed table of facts, each asked in several wordings. One wording of every fact is held out (for validation or for
-test), so a test question asks something that training has taught, in words that training never joined to it.
+test), so a test question asks something that training has taught, in a wording that training never used for it.
 All text is lower-case letters and spaces, as it is spoken.
 """
 
@@ -47,7 +47,7 @@ BY_WEIGHT = "feather apple brick chair piano house".split()
 
 @dataclass(frozen=True)
 class TextQuestion:
-    """A question and its one-line answer; `kind` names the table that it comes from."""
+    """A question and its one-line answer; `kind` names the table it comes from."""
 
     question: str
     answer: str
@@ -56,7 +56,7 @@ class TextQuestion:
 
 @dataclass(frozen=True)
 class _Table:
-    """Facts of one kind: `wordings` have slots {0}, {1} for a fact's subjects; its last entry is the answer."""
+    """Facts of one kind: `wordings` have slots {0}, {1} for a fact's subjects; the fact's last entry is the answer."""
 
     wordings: tuple[str, ...]
     facts: tuple[tuple[str, ...], ...]
@@ -67,7 +67,7 @@ def _pairs(table: dict[str, str], named: bool = False) -> tuple[tuple[str, ...],
 
 
 def _compare(ranks: list[str]) -> tuple[tuple[str, ...], ...]:
-    """Every two of an ascending list, in both orders; the answer is the greater."""
+    """All pairs from an ascending list, in both orders; the answer is the greater."""
     return tuple((article(ranks[i]), article(ranks[j]), article(ranks[max(i, j)]))
                  for i, j in permutations(range(len(ranks)), 2))
 
@@ -132,7 +132,8 @@ def questions(split: str) -> dict[str, tuple[TextQuestion, ...]]:
 
 
 def sample_text_question(rng: np.random.Generator, split: str) -> TextQuestion:
-    """One question: first a kind, then one of that kind, so that large tables (sums) do not crowd out small ones."""
+    """One question: first a kind, then a question of that kind, so that large tables (sums) do not crowd out small
+    ones."""
     table = questions(split)
     found = table[tuple(table)[int(rng.integers(len(table)))]]
     return found[int(rng.integers(len(found)))]
@@ -147,7 +148,7 @@ def _questions(kind: str, part: str) -> tuple[TextQuestion, ...]:
 
 
 def _owners(kind: str, fact: tuple[str, ...], wordings: int) -> Iterator[str]:
-    """The split of each wording of a fact: one is held out, for the test (three facts in four) or for validation."""
+    """The split of each wording of a fact: one is held out, for test (three facts in four) or for validation."""
     held_out = digest("text qa", kind, *fact) % wordings
     keeper = "validation" if digest("text qa keeper", kind, *fact) % 4 == 0 else "test"
     return (keeper if w == held_out else "train" for w in range(wordings))

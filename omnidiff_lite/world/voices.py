@@ -1,6 +1,6 @@
-"""Who speaks in the embedded world: espeak-ng, the same samples every time, everywhere.
+"""Who speaks in the embedded world: espeak-ng, with the same samples every time, everywhere.
 
-espeak-ng keeps state between utterances (random noise, filters), so the same text twice in one process differs, even
+espeak-ng keeps state between utterances (random noise, filters), so a text spoken twice in one process differs, even
 in length. Here the library is loaded, seeded, used and unloaded once per utterance, which makes an utterance a pure
 function of its text and its voice, at about 5 ms each.
 
@@ -26,8 +26,8 @@ from omnidiff_lite.media import Waveform
 from omnidiff_lite.world.splits import stream
 
 RATE = 22050  # Hz, fixed by espeak-ng
-MARGIN = 0.05  # seconds of quiet kept at each end
-QUIET = 0.01  # of the peak: below it, an end counts as silence
+MARGIN = 0.05  # seconds of silence kept at each end
+QUIET = 0.01  # of the peak; below this, an end counts as silence
 SEED = 1
 PREFIX = "speech:"
 
@@ -41,7 +41,7 @@ JUDGE_VARIANTS = ("m2", "f3", "m8", "Andy", "ian", "iven4", "kaukovalta", "victo
 
 
 class VoiceError(RuntimeError):
-    """Speech that cannot be made; the message names what is wrong and the mend."""
+    """Speech that cannot be made; the message names what is wrong and the fix."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ ANSWER_VOICE = Voice("answer", "en-us", "m3", rate=175, pitch=50)
 
 
 def train_voices(n: int) -> list[Voice]:
-    """The first `n` training speakers; past the first 24 the timbres return with another accent, rate and pitch."""
+    """The first `n` training speakers; past the first 24 the timbres repeat with another accent, rate and pitch."""
     return [_draw("train", TRAIN_VARIANTS, i) for i in range(n)]
 
 
 def test_voices() -> list[Voice]:
-    """Speakers whose timbres no training utterance has."""
+    """Speakers whose timbres occur in no training utterance."""
     return [_draw("test", TEST_VARIANTS, i) for i in range(2 * len(TEST_VARIANTS))]
 
 
@@ -73,7 +73,7 @@ def judge_voices() -> list[Voice]:
     return [_draw("judge", JUDGE_VARIANTS, i) for i in range(2 * len(JUDGE_VARIANTS))]
 
 
-test_voices.__test__ = False  # pytest would take the name for a test
+test_voices.__test__ = False  # pytest would take it for a test by its name
 
 
 def _draw(group: str, variants: tuple[str, ...], i: int) -> Voice:
@@ -107,10 +107,10 @@ def speech(ref: str) -> Waveform:
 # --- synthesis -------------------------------------------------------------------------------------------------------
 
 def speak(text: str, voice: Voice) -> Waveform:
-    """`text` in `voice`: float32 at 22,050 Hz with `MARGIN` seconds of quiet at each end.
+    """`text` in `voice`: float32 at 22,050 Hz with `MARGIN` seconds of silence at each end.
 
-    Depends on the text and the voice alone, not on what was said before. Raises `VoiceError` where espeak-ng cannot
-    load, does not know the voice, or makes no sound of the text.
+    Depends only on the text and the voice, not on what was said before. Raises `VoiceError` if espeak-ng cannot be
+    loaded, does not know the voice, or makes no sound from the text.
     """
     with _library() as library:
         samples = _synthesise(library, text, voice)
@@ -118,7 +118,7 @@ def speak(text: str, voice: Voice) -> Waveform:
 
 
 def _trim(samples: np.ndarray, text: str) -> np.ndarray:
-    """Exactly `MARGIN` seconds before the first and after the last sample that is not `QUIET`."""
+    """The sound with exactly `MARGIN` seconds before the first and after the last sample that is not `QUIET`."""
     level = np.abs(samples)
     loud = np.flatnonzero(level > QUIET * level.max(initial=0.0))
     if not len(loud):
@@ -143,7 +143,7 @@ def _synthesise(library: ctypes.CDLL, text: str, voice: Voice) -> np.ndarray:
             chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
         return 0
 
-    callback = _CALLBACK(collect)  # a name, so that it outlives the call
+    callback = _CALLBACK(collect)  # bound to a name, so that it outlives the call
     library.espeak_SetSynthCallback(callback)
     _set_voice(library, voice)
     library.espeak_SetParameter(_RATE_PARAMETER, voice.rate, 0)  # after the voice, which sets its own
@@ -157,14 +157,14 @@ def _synthesise(library: ctypes.CDLL, text: str, voice: Voice) -> np.ndarray:
 def _set_voice(library: ctypes.CDLL, voice: Voice) -> None:
     if library.espeak_SetVoiceByName(f"{voice.language}+{voice.variant}".encode()):
         raise VoiceError(f"espeak-ng has no language {voice.language!r}; choose one of {', '.join(ACCENTS)}")
-    variants = Path(_data_path(), "voices", "!v")  # espeak-ng passes over an unknown variant in silence
+    variants = Path(_data_path(), "voices", "!v")  # espeak-ng silently ignores an unknown variant
     if not (variants / voice.variant).is_file():
         raise VoiceError(f"espeak-ng has no variant {voice.variant!r}; choose one like {', '.join(TRAIN_VARIANTS[:4])}")
 
 
 @contextmanager
 def _library() -> Iterator[ctypes.CDLL]:
-    """espeak-ng, fresh: loaded on entry and unloaded on exit."""
+    """A fresh espeak-ng, loaded on entry and unloaded on exit."""
     with _LOCK:
         library = _load()
         try:
