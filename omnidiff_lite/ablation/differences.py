@@ -45,7 +45,7 @@ def differences() -> list[Difference]:
 
 
 def difference_table(metrics: Path, hashed: Hash | None = None) -> pd.DataFrame:
-    """Columns what, paper, code, measured, study; effects from the records under `results/<preset>/metrics/`, marked
+    """Columns what, paper, released code, measured effect [95 %], study; effects from the records under `results/<preset>/metrics/`, marked
     if they do not belong to the checkpoint beside them."""
     found, hashed = finished_studies(metrics), hashed or cache(digest)
     remarks = {name: remark(study_of(records), records, metrics.parent, hashed) for name, records in found.items()}

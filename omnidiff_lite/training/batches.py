@@ -48,10 +48,10 @@ def derive_seed(*parts: int) -> int:
 def choose_scored(row: PackedRow, config: TrainingConfig, denoiser: DenoiserConfig, seed: Sequence[int]) -> Tensor:
     """The positions of a row to predict, bool [length]; answers only.
 
-    Those masked: tail pads at gamma times the rate of other tokens, with one t per sample if `config.time` is "sequence" (the paper), one
-    per token if it is "token" (the released code). In a share `config.suffix` of a task's samples, the end of each
-    answer is masked instead: the share t of its tokens, pads included. For a causal denoiser, the autoregressive twin:
-    the whole answer.
+    Those masked: tail pads at gamma times the rate of other tokens, with one t per sample if `config.time` is
+    "sequence" (the paper), one per token if it is "token" (the released code). In a share `config.suffix` of a task's
+    samples, the end of each answer is masked instead: the share t of its tokens, pads included. For a causal denoiser,
+    the autoregressive twin: the whole answer.
     """
     labels = torch.from_numpy(row.labels)
     if denoiser.is_causal:

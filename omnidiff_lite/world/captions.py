@@ -34,7 +34,7 @@ _GROUND = re.compile(rf"\b({'|'.join(BACKGROUNDS)})\b")
 
 
 class Placed(Protocol):
-    """What `compare` needs to know about an object; None = not said."""
+    """What is needed of an object to look for it; None: not said."""
 
     shape: str
     color: str | None
