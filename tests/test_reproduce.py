@@ -59,7 +59,7 @@ def test_a_published_notebook_shows_the_run_that_its_parameters_name(two_noteboo
 
 def test_a_preset_of_ones_own_is_found_by_every_kernel(two_notebooks, monkeypatch):
     _, folder, home = two_notebooks
-    (home / "mine.yaml").write_text("denoiser: {hidden_size: 64}")
+    (home / "mine.yaml").write_text("denoiser: {hidden_size: 64, heads: 4}")
     monkeypatch.chdir(home)
     write_notebook(folder / "01_make.ipynb", "from omnidiff_lite.notebook import begin\nrun = begin(globals())",
                    "(run.artifacts.work / 'number.txt').write_text(str(run.preset.denoiser.hidden_size))")

@@ -108,8 +108,8 @@ def test_two_processes_may_make_one_recording_at_once(tmp_path, monkeypatch):
     """The second one begins and ends between the first one's writing and its renaming."""
     save, firsts = Waveform.save, [True, False]
 
-    def meanwhile(wave, path):
-        save(wave, path)
+    def meanwhile(wave, path, format=None):
+        save(wave, path, format)
         if firsts.pop(0):
             recording("hi", "clip1.wav", tmp_path, Tone())
 
